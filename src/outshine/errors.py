@@ -1,0 +1,64 @@
+"""The two errors that a user can meet, and the wording that all of them share.
+
+A message reads `<what failed>: <what was found>, expected <what> (<file:line or key>)`; the
+command line prints it with a `hint:` line and no traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+MAX_PROBLEMS_SHOWN = 20
+
+
+class OutshineError(Exception):
+    """An error with a message for people, a hint how to go on, and the process's exit code."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\nhint: {self.hint}" if self.hint else self.message
+
+
+class UserError(OutshineError):
+    """Something that the user gave is wrong: a file, a name, a setting. Exit code 2."""
+
+    exit_code = 2
+
+
+class WorldError(OutshineError):
+    """The world failed: a full disk, a read-only folder, a silent hub. Exit code 1."""
+
+    exit_code = 1
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Returns ` (did you mean 'x'?)` for the closest known name, or an empty string."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def raise_problems(what: str, problems: list[str], hint: str) -> None:
+    """Raises one UserError that lists all problems of one file, if there are any.
+
+    Args:
+        what: What failed, such as `cannot read train.csv`.
+        problems: One line each; at most 20 are shown, the rest is counted.
+        hint: How to mend them.
+    """
+    if not problems:
+        return
+    if len(problems) == 1:
+        raise UserError(f"{what}: {problems[0]}", hint)
+    shown = problems[:MAX_PROBLEMS_SHOWN]
+    more = len(problems) - len(shown)
+    lines = [f"{what}: {len(problems)} problems", *(f"  {problem}" for problem in shown)]
+    if more:
+        lines.append(f"  and {more} more")
+    raise UserError("\n".join(lines), hint)

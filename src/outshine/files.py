@@ -1,0 +1,183 @@
+"""Files that are either whole or absent: JSON, and arrays in safetensors, memory-mapped.
+
+Every write goes to a temporary file that is flushed to the disk and then renamed.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from outshine.errors import UserError, WorldError
+
+_DTYPES = {"F32": "<f4", "F64": "<f8", "I64": "<i8", "I32": "<i4", "U8": "|u1"}
+_HEADER_LIMIT = 100_000_000
+
+
+@contextmanager
+def world_errors(path: Path) -> Iterator[None]:
+    """Turns an OSError while writing `path` (full disk, read-only folder) into a WorldError."""
+    try:
+        yield
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        hints = {
+            errno.ENOSPC: "free some space, or choose a folder on another disk",
+            errno.EDQUOT: "free some space, or choose a folder on another disk",
+        }
+        hint = hints.get(error.errno or 0, "choose a folder that can be written")
+        raise WorldError(f"cannot write {path}: {reason}", hint) from error
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Opens a temporary file that takes the place of `path` when the block ends without error."""
+    with world_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            os.fchmod(handle, 0o644)
+            with os.fdopen(handle, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(name, path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes indented JSON, whole or not at all."""
+    text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
+    with replacing(path) as file:
+        file.write(text.encode() + b"\n")
+
+
+def read_json(path: Path) -> Any:
+    """Reads JSON.
+
+    Raises:
+        UserError: If the file is missing or damaged.
+    """
+    what = f"cannot read {path}"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{what}: no such file", "check the path") from None
+    except (ValueError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{what}: {error}, expected JSON ({path})",
+            "the file is damaged: make it again, or remove its folder",
+        ) from None
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> None:
+    """Writes named arrays as safetensors, whole or not at all, streaming from memory maps.
+
+    Args:
+        path: The file.
+        arrays: Name -> array of float32, float64, int64, int32 or uint8.
+        metadata: Put into the file's header as one JSON text.
+    """
+    names = {np.dtype(code): name for name, code in _DTYPES.items()}
+    header: dict[str, Any] = {"__metadata__": {"outshine": json.dumps(metadata)}}
+    position = 0
+    for name, array in arrays.items():
+        end = position + array.nbytes
+        header[name] = {
+            "dtype": names[array.dtype],
+            "shape": list(array.shape),
+            "data_offsets": [position, end],
+        }
+        position = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with replacing(path) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for array in arrays.values():
+            np.ascontiguousarray(array).tofile(file)
+
+
+def map_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Opens a safetensors file as memory-mapped read-only arrays.
+
+    Returns:
+        The arrays by name, and the metadata given to `write_arrays` ({} for other files).
+
+    Raises:
+        UserError: If the file is missing, truncated or otherwise damaged.
+    """
+    hint = "the file is damaged: remove it and let it be made again"
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if not 2 <= length <= min(size - 8, _HEADER_LIMIT):
+                raise ValueError(f"{size} bytes, expected a header of {length} bytes and data")
+            header = json.loads(file.read(length))
+        metadata = header.pop("__metadata__", {})
+        arrays = {}
+        for name, entry in header.items():
+            begin, end = entry["data_offsets"]
+            dtype = np.dtype(_DTYPES[entry["dtype"]])
+            shape = tuple(entry["shape"])
+            if end - begin != dtype.itemsize * int(np.prod(shape, dtype=np.int64)):
+                raise ValueError(f"array {name!r} of {end - begin} bytes does not fit its shape")
+            if 8 + length + end > size:
+                raise ValueError(f"{size} bytes, expected at least {8 + length + end}")
+            if begin == end:  # an empty file region cannot be mapped
+                arrays[name] = np.zeros(shape, dtype)
+            else:
+                arrays[name] = np.memmap(path, dtype, "r", 8 + length + begin, shape)
+        return arrays, json.loads(metadata.get("outshine", "{}"))
+    except FileNotFoundError:
+        raise UserError(f"cannot read {path}: no such file", "check the path") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"cannot read {path}: {error}, expected safetensors ({path})", hint) from None
+
+
+def pack_strings(strings: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Strings as one uint8 array and int64 offsets (N + 1), the form in which arrays hold them."""
+    encoded = [string.encode() for string in strings]
+    offsets = np.zeros(len(encoded) + 1, np.int64)
+    np.cumsum([len(string) for string in encoded], out=offsets[1:])
+    return np.frombuffer(b"".join(encoded), np.uint8), offsets
+
+
+def unpack_strings(characters: np.ndarray, offsets: np.ndarray) -> list[str]:
+    """The inverse of `pack_strings`."""
+    content = characters.tobytes()
+    bounds = offsets.tolist()
+    return [
+        content[start:stop].decode() for start, stop in zip(bounds[:-1], bounds[1:], strict=True)
+    ]
+
+
+def digest_file(path: Path) -> str:
+    """sha256 of a file's bytes, as hexadecimal text."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest(content: Any) -> str:
+    """sha256 of plain data in canonical JSON, as hexadecimal text."""
+    text = json.dumps(content, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def cache_dir() -> Path:
+    """Where encoded tables are kept: OUTSHINE_CACHE_DIR, else ~/.cache/outshine."""
+    named = os.environ.get("OUTSHINE_CACHE_DIR")
+    if named:
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "outshine"

@@ -1,0 +1,426 @@
+"""The multi-task model: one encoder with its family's own pooling, one linear head per task.
+
+Shapes: B rows, L tokens per padded row, D features of the pooled vector, C outputs of a head.
+
+`pooling = auto` takes the family's sequence-classification class and removes its last linear
+layer, so that what remains is exactly the transform which that class applies before it. Each
+head is that last layer for one task, which makes every task exportable as that class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from outshine.encoders import loading
+from outshine.errors import UserError, raise_problems
+from outshine.files import read_json, write_json
+from outshine.seeds import stream
+from outshine.tasks import Task, kind_of
+
+# An unusual number of labels, by which the family's last layer is recognised.
+_MARK = 7
+
+_DROPOUT_KEYS = (
+    "hidden_dropout_prob",
+    "dropout",
+    "embedding_dropout",
+    "mlp_dropout",
+    "hidden_dropout",
+    "seq_classif_dropout",
+    "classifier_dropout",
+    "pooler_dropout",
+)
+_ATTENTION_DROPOUT_KEYS = ("attention_probs_dropout_prob", "attention_dropout")
+
+
+class MultiTaskModel(nn.Module):
+    """An encoder with pooling (`network`) and a dictionary of linear heads by task name."""
+
+    def __init__(self, network: nn.Module, width: int, pooling: str, tasks: Sequence[Task]) -> None:
+        """Puts untrained heads on a network.
+
+        Args:
+            network: The family's class without its last layer, or the bare encoder.
+            width: D.
+            pooling: `auto`, `cls` or `mean`.
+            tasks: One head each.
+        """
+        super().__init__()
+        self.network = network
+        self.pooling = pooling
+        # Names of modules may hold no dots, names of tasks may.
+        self.names = {task.name: task.name.replace(".", "-dot-") for task in tasks}
+        self.heads = nn.ModuleDict(
+            {
+                self.names[task.name]: nn.Linear(width, kind_of(task).num_outputs(task))
+                for task in tasks
+            }
+        )
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The encoder without pooling transform, what `AutoModel` loads."""
+        return self.network.base_model
+
+    def head(self, task: str) -> nn.Linear:
+        """The head of one task."""
+        head = self.heads[self.names[task]]
+        assert isinstance(head, nn.Linear)
+        return head
+
+    def pooled(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """(B, D) pooled vectors of padded rows.
+
+        Args:
+            inputs: `input_ids`, `attention_mask` and what else the encoder takes, each (B, L).
+        """
+        if self.pooling == "auto":
+            return self.network(**inputs).logits
+        hidden = self.network(**inputs).last_hidden_state
+        if self.pooling == "cls":
+            return hidden[:, 0]
+        mask = inputs["attention_mask"].unsqueeze(-1).to(hidden.dtype)
+        return (hidden * mask).sum(dim=1) / mask.sum(dim=1)
+
+
+def build_model(
+    location: str,
+    tasks: Sequence[Task],
+    *,
+    pooling: str = "auto",
+    seed: int = 1,
+    random_weights: bool = False,
+    dropout: float | None = None,
+    attention_dropout: float | None = None,
+) -> MultiTaskModel:
+    """Loads an encoder and gives it freshly initialised heads.
+
+    Args:
+        location: From `encoders.locate`.
+        tasks: One head each.
+        pooling: `auto`, `cls` or `mean`.
+        seed: Its stream `init` fills the heads, and the pooling weights that the checkpoint lacks.
+        random_weights: Whether the encoder's weights are random, too.
+        dropout: Replaces the hidden dropout, None keeps the encoder's own.
+        attention_dropout: Replaces the attention dropout, None keeps the encoder's own.
+
+    Returns:
+        A float32 model on the CPU.
+
+    Raises:
+        UserError: If the encoder cannot be loaded, lacks weights, or its family has no
+            sequence-classification class (with `pooling="auto"`).
+    """
+    config = _config(location)
+    _set_dropout(config, _DROPOUT_KEYS, dropout)
+    _set_dropout(config, _ATTENTION_DROPOUT_KEYS, attention_dropout)
+    init_seed = stream(seed, "init", "encoder")
+    network, width = _network(location, config, pooling, init_seed, random_weights)
+    model = MultiTaskModel(network, width, pooling, tasks)
+    deviation = float(getattr(config, "initializer_range", None) or 0.02)
+    for task in tasks:
+        generator = torch.Generator().manual_seed(stream(seed, "init", task.name))
+        head = model.head(task.name)
+        nn.init.normal_(head.weight, 0.0, deviation, generator=generator)
+        nn.init.zeros_(head.bias)
+    return model
+
+
+def _config(location: str) -> Any:
+    from transformers import AutoConfig
+
+    with loading(f"the encoder {location}"):
+        return AutoConfig.from_pretrained(location)
+
+
+def _set_dropout(config: Any, keys: Sequence[str], value: float | None) -> None:
+    for key in keys:
+        if value is not None and hasattr(config, key):
+            setattr(config, key, value)
+
+
+def _network(
+    location: str, config: Any, pooling: str, init_seed: int, random_weights: bool
+) -> tuple[nn.Module, int]:
+    """The family's sequence-classification class without its last layer, or the bare encoder.
+
+    Returns:
+        The module in eval mode, and the number of features D that it gives per row.
+    """
+    from transformers import AutoModel, AutoModelForSequenceClassification
+
+    family = AutoModelForSequenceClassification if pooling == "auto" else AutoModel
+    config.num_labels = _MARK
+    devices = [*range(torch.cuda.device_count())] if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices), loading(f"the encoder {location}"):
+        torch.manual_seed(init_seed)
+        if random_weights:
+            network = family.from_config(config, dtype=torch.float32)
+        else:
+            network, info = family.from_pretrained(
+                location, config=config, dtype=torch.float32, output_loading_info=True
+            )
+            _check_loaded(location, network, info)
+    network.eval()
+    if pooling == "auto":
+        return network, _remove_last_layer(network, location).in_features
+    return network, int(config.hidden_size)
+
+
+def _check_loaded(location: str, network: nn.Module, info: Mapping[str, Any]) -> None:
+    """Refuses a checkpoint that lacks encoder weights; pooling weights may be missing."""
+    prefix = f"{network.base_model_prefix}."
+    whole = network.base_model is network
+    missing = [
+        key
+        for key in sorted(info["missing_keys"])
+        if (whole or key.startswith(prefix)) and "pooler." not in key
+    ]
+    mismatched = [str(key) for key in sorted(map(str, info["mismatched_keys"]))]
+    raise_problems(
+        f"cannot load the encoder {location}",
+        [f"weight {key} is missing" for key in missing]
+        + [f"weight {key} has another shape than the configuration says" for key in mismatched],
+        "the folder holds no complete encoder of this family: check config.json and the weights",
+    )
+
+
+def _remove_last_layer(network: nn.Module, location: str) -> nn.Linear:
+    """Replaces the last linear layer by the identity and returns it."""
+    inside = {id(module) for module in network.base_model.modules()}
+    last = [
+        (name, module)
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Linear)
+        and id(module) not in inside
+        and module.out_features == network.config.num_labels
+    ]
+    if len(last) != 1:
+        raise UserError(
+            f"cannot tell the last layer of {type(network).__name__} ({location}): "
+            f"{len(last)} candidates, expected one",
+            "use `--set pooling=cls` or `--set pooling=mean`",
+        )
+    name, module = last[0]
+    network.set_submodule(name, nn.Identity())
+    return module
+
+
+def classifier_model(location: str, task: Task) -> MultiTaskModel:
+    """Reads a transformers sequence classifier as a model with one head, for use as a teacher.
+
+    Its last layer becomes the head: rows in the order of the task's labels, or for regression
+    scaled so that the output is the label on [0, 1].
+
+    Args:
+        location: Folder or hub id of a sequence-classification checkpoint.
+        task: What it should predict.
+
+    Raises:
+        UserError: If it cannot be loaded, or its labels are not the task's.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    with loading(f"the classifier {location}"):
+        network, info = AutoModelForSequenceClassification.from_pretrained(
+            location, dtype=torch.float32, output_loading_info=True
+        )
+    raise_problems(
+        f"cannot load the classifier {location}",
+        [f"weight {key} is missing" for key in sorted(info["missing_keys"])],
+        "a teacher must be a complete sequence-classification checkpoint",
+    )
+    network.eval()
+    last = _remove_last_layer(network, location)
+    model = MultiTaskModel(network, last.in_features, "auto", [task])
+    names = [str(network.config.id2label[i]) for i in range(last.out_features)]
+    rows, scale, shift = kind_of(task).classifier_rows(task, names)
+    head = model.head(task.name)
+    with torch.no_grad():
+        head.weight.copy_(last.weight[rows] * scale)
+        bias = last.bias if last.bias is not None else torch.zeros(last.out_features)
+        head.bias.copy_(bias[rows] * scale + shift)
+    return model
+
+
+def token_inputs(tokenizer: Any, model: MultiTaskModel) -> bool:
+    """Whether the encoder takes segment ids; checks that it knows all of the tokenizer's tokens.
+
+    Raises:
+        UserError: If the tokenizer has more tokens than the encoder has embeddings.
+    """
+    embedded = model.encoder.get_input_embeddings().num_embeddings
+    if len(tokenizer) > embedded:
+        raise UserError(
+            f"cannot use this tokenizer with this encoder: {len(tokenizer)} tokens, "
+            f"expected at most {embedded}, the rows of the word embedding",
+            "the folder holds the tokenizer of another model: copy the right tokenizer.json",
+        )
+    return (
+        "token_type_ids" in tokenizer.model_input_names
+        and getattr(model.network.config, "type_vocab_size", 0) > 1
+    )
+
+
+# --- depths for layer-wise learning-rate decay ------------------------------------------------
+
+
+def parameter_depths(model: MultiTaskModel) -> dict[str, int]:
+    """Depth from the output of every parameter: heads 0, pooling 1, top layer 2, ...
+
+    Embeddings have the greatest depth. Without pooling parameters the top layer has depth 1.
+    Which modules belong before or after the layers is read off a forward pass of four tokens.
+
+    Raises:
+        UserError: If the encoder's layers, or where a module belongs, cannot be told.
+    """
+    encoder, config = model.encoder, model.network.config
+    prefix, layers = _layers(encoder, config)
+    order = _first_calls(encoder)
+    start, end = order.get(f"{prefix}.0", -1), order.get(f"{prefix}.{len(layers) - 1}", -1)
+    if start < 0 or end < 0:
+        raise _unknown_depth(model, f"its layers {prefix!r} are not called one by one")
+    encoder_names = {id(p): name for name, p in encoder.named_parameters()}
+    places = {
+        full: _place(model, encoder, encoder_names.get(id(p)), prefix, order, start, end)
+        for full, p in model.named_parameters()
+    }
+    with_pooling = int("pooling" in places.values())
+    depths = {"head": 0, "pooling": 1, "top": 1 + with_pooling}
+    depths["embeddings"] = len(layers) + 1 + with_pooling
+    depths |= {str(i): len(layers) - i + with_pooling for i in range(len(layers))}
+    return {name: depths[place] for name, place in places.items()}
+
+
+def _place(
+    model: MultiTaskModel,
+    encoder: nn.Module,
+    name: str | None,
+    prefix: str,
+    order: Mapping[str, int],
+    start: int,
+    end: int,
+) -> str:
+    """head, pooling, top, embeddings, or the number of a layer, for one parameter."""
+    if name is None:
+        return "pooling"
+    if name.startswith(f"{prefix}."):
+        return name.removeprefix(f"{prefix}.").split(".")[0]
+    module = name.rpartition(".")[0]
+    if module.split(".")[0] == "pooler":
+        return "pooling"
+    if isinstance(encoder.get_submodule(module), nn.Embedding):
+        return "embeddings"
+    call = order.get(module)
+    if call is None or start < call < end:
+        raise _unknown_depth(model, f"where {name!r} belongs is unclear")
+    return "embeddings" if call < start else "top"
+
+
+def _layers(encoder: nn.Module, config: Any) -> tuple[str, nn.ModuleList]:
+    count = getattr(config, "num_hidden_layers", None)
+    found = [
+        (name, module)
+        for name, module in encoder.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == count
+    ]
+    if len(found) != 1:
+        raise UserError(
+            f"cannot tell the layers of {type(encoder).__name__}: {len(found)} module lists of "
+            f"{count} layers, expected one",
+            "use `--set layer_decay=1.0`",
+        )
+    return found[0]
+
+
+def _unknown_depth(model: MultiTaskModel, why: str) -> UserError:
+    return UserError(
+        f"cannot tell the depth of the parameters of {type(model.encoder).__name__}: {why}",
+        "use `--set layer_decay=1.0`",
+    )
+
+
+def _first_calls(encoder: nn.Module) -> dict[str, int]:
+    """Position of each module's first call in one forward pass of four tokens."""
+    order: dict[str, int] = {}
+    names = {module: name for name, module in encoder.named_modules()}
+
+    def note(module: nn.Module, _args: Any) -> None:
+        order.setdefault(names[module], len(order))
+
+    hooks = [module.register_forward_pre_hook(note) for module in names]
+    was_training = encoder.training
+    try:
+        encoder.eval()
+        with torch.no_grad():
+            device = next(encoder.parameters()).device
+            encoder(input_ids=torch.tensor([[3, 4, 5, 6]], device=device))
+    finally:
+        encoder.train(was_training)
+        for hook in hooks:
+            hook.remove()
+    return order
+
+
+# --- on disk ----------------------------------------------------------------------------------
+
+
+def save_model(model: MultiTaskModel, tokenizer: Any, tasks: Sequence[Task], folder: Path) -> None:
+    """Writes encoder (Hugging Face layout), heads and pooling, tasks, and tokenizer files."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    model.encoder.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    in_encoder = {id(tensor) for tensor in model.encoder.state_dict(keep_vars=True).values()}
+    rest = {
+        name: tensor.detach().contiguous().cpu()
+        for name, tensor in model.state_dict(keep_vars=True).items()
+        if id(tensor) not in in_encoder
+    }
+    save_file(rest, folder / "heads.safetensors", {"pooling": model.pooling})
+    content = [task.without("files", "hub", "hub_config", "columns", "holdout") for task in tasks]
+    write_json(folder / "tasks.json", {"pooling": model.pooling, "tasks": content})
+
+
+def load_model(folder: Path) -> tuple[MultiTaskModel, Any, tuple[Task, ...]]:
+    """Reads what `save_model` wrote: the model (eval mode), the tokenizer and the tasks.
+
+    Raises:
+        UserError: If a file is missing or damaged.
+    """
+    from safetensors.torch import load_file
+    from transformers import AutoModel
+
+    from outshine.encoders import load_tokenizer
+
+    saved = read_json(folder / "tasks.json")
+    tasks = tuple(Task(**task) for task in saved["tasks"])
+    config = _config(str(folder))
+    network, width = _network(str(folder), config, saved["pooling"], 0, random_weights=True)
+    with loading(f"the encoder in {folder}"):
+        encoder, info = AutoModel.from_pretrained(
+            folder, dtype=torch.float32, output_loading_info=True
+        )
+        _check_loaded(str(folder), encoder, info)
+        rest = load_file(folder / "heads.safetensors")
+    model = MultiTaskModel(network, width, saved["pooling"], tasks)
+    model.encoder.load_state_dict(encoder.state_dict(), strict=False)
+    problems = model.load_state_dict(rest, strict=False)
+    in_encoder = {id(tensor) for tensor in model.encoder.state_dict(keep_vars=True).values()}
+    needed = {
+        name for name, tensor in model.state_dict(keep_vars=True).items()
+        if id(tensor) not in in_encoder
+    }
+    raise_problems(
+        f"cannot load {folder / 'heads.safetensors'}",
+        [f"{key} is missing" for key in sorted(needed & set(problems.missing_keys))]
+        + [f"{key} is unknown" for key in problems.unexpected_keys],
+        "the run is damaged: train it again",
+    )
+    return model.eval(), load_tokenizer(str(folder)), tasks

@@ -1,0 +1,136 @@
+"""A run's folder: its names, whether it is complete, and who may write to it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from outshine.errors import UserError
+from outshine.files import read_json, world_errors, write_json
+from outshine.tasks import Task
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run on disk; complete if and only if `run.json`, written last, exists."""
+
+    path: Path
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether training, evaluation and saving have all ended."""
+        return (self.path / "run.json").is_file()
+
+    @property
+    def model_dir(self) -> Path:
+        """Encoder, heads, tasks and tokenizer."""
+        return self.path / "model"
+
+    @property
+    def checkpoint_path(self) -> Path:
+        """State of an interrupted training; exists only until the run is complete."""
+        return self.path / "checkpoint" / "state.safetensors"
+
+    @property
+    def log_path(self) -> Path:
+        """One JSON line per logged step."""
+        return self.path / "log.jsonl"
+
+    def predictions_path(self, task: str, split: str) -> Path:
+        """The file with one task's logits on one split."""
+        return self.path / "predictions" / f"{task}-{split}.safetensors"
+
+    def info(self) -> dict[str, Any]:
+        """Content of `run.json`."""
+        return read_json(self.path / "run.json")
+
+    def config(self) -> dict[str, Any]:
+        """Content of `config.json`: `settings`, `tasks`, `teachers`."""
+        return read_json(self.path / "config.json")
+
+    def metrics(self) -> dict[str, dict[str, dict[str, float]]]:
+        """Content of `metrics.json`: task -> split -> metric -> fraction."""
+        return read_json(self.path / "metrics.json")
+
+    def add_metrics(self, scores: dict[str, dict[str, dict[str, float]]]) -> None:
+        """Merges task -> split -> metric into `metrics.json`."""
+        path = self.path / "metrics.json"
+        known = self.metrics() if path.exists() else {}
+        write_json(path, known | {t: known.get(t, {}) | splits for t, splits in scores.items()})
+
+    def tasks(self) -> tuple[Task, ...]:
+        """The tasks that the run was trained on, with their files."""
+        return tuple(Task(**task) for task in self.config()["tasks"])
+
+
+def open_run(path: str | Path | Run) -> Run:
+    """Returns a complete run.
+
+    Raises:
+        UserError: If there is no run at `path`, or it is incomplete, or of a newer format.
+    """
+    run = path if isinstance(path, Run) else Run(Path(path))
+    if not run.path.is_dir():
+        raise UserError(f"cannot open the run {run.path}: no such folder", "check the path")
+    if not run.is_complete:
+        begun = (run.path / "config.json").is_file()
+        found = "it is incomplete" if begun else "no run.json in it"
+        raise UserError(
+            f"cannot open the run {run.path}: {found}, expected a finished run",
+            "give the same `outshine train` command again to resume it" if begun else "check it",
+        )
+    found_format = run.info().get("format")
+    if found_format != FORMAT:
+        raise UserError(
+            f"cannot open the run {run.path}: format {found_format}, expected {FORMAT} "
+            f"({run.path / 'run.json'})",
+            "it was made by another version of outshine: update outshine, or train again",
+        )
+    return run
+
+
+def check_new(path: Path, force: bool) -> None:
+    """Refuses an output folder that is a complete run (without `force`) or is no run at all."""
+    run = Run(path)
+    if run.is_complete and not force:
+        raise UserError(
+            f"cannot write the run {path}: it is already complete",
+            "choose another --out, or replace it with --force",
+        )
+    if path.exists() and not path.is_dir():
+        raise UserError(f"cannot write the run {path}: a file, expected a folder", "choose another")
+    if path.is_dir() and not (path / "config.json").exists():
+        foreign = [entry.name for entry in path.iterdir() if entry.name != ".lock"]
+        if foreign:
+            raise UserError(
+                f"cannot write the run {path}: the folder holds other files "
+                f"({', '.join(sorted(foreign)[:3])}), expected none",
+                "choose a new --out",
+            )
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds a folder for one writing process; the lock goes with the process."""
+    with world_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"cannot write the run {path}: another process is writing it",
+                "wait for it, or choose another --out",
+            ) from None
+        yield
+        (path / ".lock").unlink(missing_ok=True)
+    finally:
+        os.close(handle)

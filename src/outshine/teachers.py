@@ -1,0 +1,243 @@
+"""Teachers: whatever gives a distribution for each train row, joined by example id.
+
+A teacher is an Outshine run, a transformers sequence classifier, or a table of probabilities;
+several of them for one task are an ensemble.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from outshine.console import progress, say
+from outshine.data import TokenTable, encode
+from outshine.encoders import load_tokenizer
+from outshine.errors import UserError, raise_problems
+from outshine.evaluation import Engine, load_engine, make_engine, predict_table
+from outshine.files import cache_dir, digest, read_json
+from outshine.model import classifier_model
+from outshine.predictions import Predictions
+from outshine.readers import FileFormat, Tally, cell_text, file_cells
+from outshine.runs import Run, open_run
+from outshine.tasks import FILE_ENDINGS, Task, kind_of
+
+Source = str | Path | Run
+Teachers = Mapping[str, Source | Sequence[Source]]
+
+
+def normalise(teachers: Teachers | None, tasks: Sequence[Task]) -> dict[str, list[str]]:
+    """Task -> its teachers as text, checked for tasks that are not trained.
+
+    Raises:
+        UserError: If a teacher is given for a task that is not trained.
+    """
+    names = [task.name for task in tasks]
+    plain: dict[str, list[str]] = {}
+    for name, given in (teachers or {}).items():
+        if name not in names:
+            raise UserError(
+                f"cannot use a teacher for {name!r}: no such task, expected one of "
+                f"{', '.join(names)}",
+                "give it as TASK=TEACHER with the name of a task that is trained",
+            )
+        sources = [given] if isinstance(given, str | Path | Run) else list(given)
+        plain[name] = [str(s.path if isinstance(s, Run) else s) for s in sources]
+    return {name: plain[name] for name in names if name in plain}
+
+
+def teacher_logits(
+    sources: Sequence[str], table: TokenTable, rows: np.ndarray, device: str
+) -> np.ndarray:
+    """(n, C) float32 logits of a task's teacher, or ensemble, for train rows in their order.
+
+    Args:
+        sources: Runs, classifier folders or hub ids, or tables.
+        table: The student's encoded train split; teachers with another tokenizer encode anew.
+        rows: (n,) rows of the table.
+        device: Where logits that are missing are computed.
+
+    Raises:
+        UserError: If a teacher is of another task, labels or data, or lacks rows.
+    """
+    members = [_one(source, table, rows, device) for source in sources]
+    return members[0] if len(members) == 1 else kind_of(table.task).average(members)
+
+
+def _one(source: str, table: TokenTable, rows: np.ndarray, device: str) -> np.ndarray:
+    path = Path(source)
+    if path.suffix in FILE_ENDINGS:
+        logits, missing = _table_teacher(path, table, rows)
+    elif (path / "run.json").is_file() or _is_run_config(path / "config.json"):
+        logits, missing = _run_teacher(open_run(path), table, rows, device)
+    elif path.exists() or source.startswith((".", "/")) or source.count("/") != 1:
+        if not (path / "config.json").is_file():
+            found = "no run and no classifier in it" if path.exists() else "no such file or folder"
+            raise UserError(
+                f"cannot use the teacher {source} for {table.task.name!r}: {found}",
+                "a teacher is a run, a transformers classification folder or hub id, or a table "
+                "of probabilities (csv, tsv, jsonl, parquet)",
+            )
+        logits, missing = _classifier_teacher(source, table, rows, device)
+    else:
+        logits, missing = _classifier_teacher(source, table, rows, device)
+    if missing:
+        raise UserError(
+            f"cannot use the teacher {source} for {table.task.name!r}: no logits for "
+            f"{len(missing)} of {len(rows)} train rows, the first with id "
+            f"{table.ids[rows[missing[0]]]!r}, expected all",
+            "a table needs one row per example id (`17/swap` for swapped pairs, or "
+            "`--set symmetric=false`); a run without weights cannot compute more",
+        )
+    return logits
+
+
+def _is_run_config(path: Path) -> bool:
+    return path.is_file() and "settings" in read_json(path)
+
+
+def _run_teacher(
+    run: Run, table: TokenTable, rows: np.ndarray, device: str
+) -> tuple[np.ndarray, list[int]]:
+    """Logits from a run's cache; rows that it lacks are computed and added to the cache."""
+    task = table.task
+    _check_task(run, task)
+    path = run.predictions_path(task.name, table.split)
+    ids = [table.ids[row] for row in rows.tolist()]
+    known = None
+    if path.exists():
+        known = Predictions.load(path)
+        known.check(path, task, table.data)
+        logits, missing = known.take(ids)
+        if not missing:
+            return logits, []
+    if not (run.model_dir / "tasks.json").exists():
+        return np.empty((0, 0), np.float32), list(range(len(ids))) if known is None else missing
+    engine, tokenizer = load_engine(run, device, "fp32")
+    max_length = run.config()["settings"]["max_length"]
+    own = encode(task, table.split, tokenizer, max_length, swapped=_has_swapped(table))
+    wanted = set(ids) | set(known.ids if known else [])
+    fresh = _compute(engine, own, run.info()["id"], wanted, f"teacher logits of {run.path}")
+    fresh.save(path)
+    return fresh.take(ids)
+
+
+def _check_task(run: Run, task: Task) -> None:
+    taught = {other.name: other for other in run.tasks()}
+    what = f"cannot use the teacher {run.path} for {task.name!r}"
+    if task.name not in taught:
+        raise UserError(
+            f"{what}: it was trained on {', '.join(taught)}, expected {task.name}",
+            "choose a run of this task",
+        )
+    other = taught[task.name]
+    for field in ("kind", "labels", "range", "version"):
+        if getattr(other, field) != getattr(task, field):
+            raise UserError(
+                f"{what}: {field} {getattr(other, field)}, expected {getattr(task, field)}",
+                "teacher and student must mean the same task",
+            )
+
+
+def _has_swapped(table: TokenTable) -> bool:
+    return len(table) > table.num_originals
+
+
+def _compute(
+    engine: Engine, table: TokenTable, run_id: str, ids: set[str], what: str
+) -> Predictions:
+    """Logits of the rows with these ids, with a progress bar."""
+    rows = np.array([row for row, i in enumerate(table.ids) if i in ids], np.int64)
+    with progress(what, len(rows)) as bar:
+        return predict_table(engine, table, run_id, rows, bar.advance)
+
+
+def _classifier_teacher(
+    source: str, table: TokenTable, rows: np.ndarray, device: str
+) -> tuple[np.ndarray, list[int]]:
+    """Logits of a transformers classifier, cached by the content of its weights and the data."""
+    from outshine.devices import pick_device
+
+    task = table.task
+    try:
+        model = classifier_model(source, task)
+    except ValueError as error:
+        raise UserError(
+            f"cannot use the teacher {source} for {task.name!r}: {error}",
+            "set id2label in its config.json to the task's labels, in any order",
+        ) from None
+    tokenizer = load_tokenizer(source)
+    max_length = min(512, getattr(model.network.config, "max_position_embeddings", 512))
+    own = encode(task, table.split, tokenizer, max_length, swapped=_has_swapped(table))
+    key = digest({"weights": _weights_digest(model), "data": table.data, "ids": own.ids})
+    path = cache_dir() / "teachers" / f"{task.name}-{key[:24]}.safetensors"
+    ids = [table.ids[row] for row in rows.tolist()]
+    if path.exists():
+        logits, missing = Predictions.load(path).take(ids)
+        if not missing:
+            return logits, missing
+    engine = make_engine(model, tokenizer, pick_device(device), "fp32")
+    fresh = _compute(engine, own, key[:12], set(ids), f"teacher logits of {source}")
+    fresh.save(path)
+    return fresh.take(ids)
+
+
+def _weights_digest(model: torch.nn.Module) -> str:
+    import hashlib
+
+    total = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        total.update(name.encode())
+        total.update(tensor.contiguous().cpu().numpy().tobytes())
+    return total.hexdigest()
+
+
+def _table_teacher(
+    path: Path, table: TokenTable, rows: np.ndarray
+) -> tuple[np.ndarray, list[int]]:
+    """Reads a table with the columns `id` and one per label (regression: `value`)."""
+    task = table.task
+    kind = kind_of(task)
+    columns = kind.table_columns(task)
+    tally = Tally()
+    ids: list[str] = []
+    values: list[list[float]] = []
+    seen: set[str] = set()
+    for line, cells in file_cells(path, FileFormat(("id", *columns)), tally):
+        example_id = cell_text(cells["id"])
+        numbers = [_number(cells[column]) for column in columns]
+        problem = f"id {example_id!r} again, expected unique" if example_id in seen else ""
+        for column, number in zip(columns, numbers, strict=True):
+            if not np.isfinite(number):
+                problem = f"column {column!r}: {cells[column]!r}, expected a finite number"
+        problem = problem or kind.table_problem(np.array(numbers))
+        if problem:
+            tally.problem(f"{problem} ({path}:{line})")
+            continue
+        seen.add(example_id)
+        ids.append(example_id)
+        values.append(numbers)
+    if not ids and not tally.problems:
+        tally.problem(f"no row, expected at least one ({path})")
+    raise_problems(
+        f"cannot use the teacher {path} for {task.name!r}",
+        tally.problems,
+        f"the columns are id, {', '.join(columns)}",
+    )
+    logits = kind.logits_of_table(task, np.array(values))
+    given = Predictions(logits, ids, "", task.name, task.version, task.labels, table.data)
+    wanted = [table.ids[row] for row in rows.tolist()]
+    extra = len(seen - set(table.ids))
+    if extra:
+        say(f"note: {extra} ids in {path} are no train rows of {task.name}; they are ignored")
+    return given.take(wanted)
+
+
+def _number(cell: Any) -> float:
+    try:
+        return float(cell)
+    except (TypeError, ValueError):
+        return float("nan")
