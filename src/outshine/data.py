@@ -19,7 +19,15 @@ from typing import Any
 import numpy as np
 
 from outshine.errors import UserError
-from outshine.files import cache_dir, digest, map_arrays, pack_strings, unpack_strings, write_arrays
+from outshine.files import (
+    cache_dir,
+    digest,
+    map_arrays,
+    pack_strings,
+    unpack_strings,
+    world_errors,
+    write_arrays,
+)
 from outshine.readers import Row, Tally, data_fingerprint, read_rows
 from outshine.tasks import Task
 
@@ -116,16 +124,23 @@ def encode(
     )
     path = cache_dir() / "tokens" / f"{task.name}-{split}-{key[:24]}.safetensors"
     if not path.exists():
-        _write_table(path, task, split, tokenizer, max_length, swapped)
+        with world_errors(path):
+            _write_table(path, task, split, tokenizer, max_length, swapped)
     arrays, metadata = map_arrays(path)
-    return TokenTable(
-        task=task,
-        split=split,
-        ids=unpack_strings(arrays.pop("id_characters"), arrays.pop("id_offsets")),
-        data=data,
-        **arrays,
-        **metadata,
-    )
+    try:
+        return TokenTable(
+            task=task,
+            split=split,
+            ids=unpack_strings(arrays.pop("id_characters"), arrays.pop("id_offsets")),
+            data=data,
+            **arrays,
+            **metadata,
+        )
+    except (KeyError, TypeError, ValueError):
+        raise UserError(
+            f"cannot read {path}: other arrays, expected an encoded table ({path})",
+            "the file is damaged: remove it and let it be made again",
+        ) from None
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
@@ -171,13 +186,15 @@ def _write_table(
 ) -> None:
     """Streams the rows through the tokenizer into one safetensors file.
 
-    Tokens go to a temporary file as they come, so that memory holds one batch of texts and a few
+    Tokens go to a nameless file beside it as they come, so that memory holds one batch of texts and a few
     numbers per row. The second pass over the rows, for swapped pairs, reads the file again.
     """
     ids: list[str] = []
     gold, truncated = array.array("f"), array.array("B")
     lengths = array.array("q")
-    with tempfile.TemporaryFile() as tokens, tempfile.TemporaryFile() as types:
+    folder = path.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as tokens, tempfile.TemporaryFile(dir=folder) as types:
         tally = Tally()
         for swap in (False, True) if swapped else (False,):
             rows = read_rows(task, split, tally if not swap else None)

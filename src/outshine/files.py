@@ -30,11 +30,12 @@ def world_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
-        hints = {
-            errno.ENOSPC: "free some space, or choose a folder on another disk",
-            errno.EDQUOT: "free some space, or choose a folder on another disk",
-        }
-        hint = hints.get(error.errno or 0, "choose a folder that can be written")
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        hint = (
+            "free some space, or choose a folder on another disk"
+            if full
+            else "choose a folder that can be written"
+        )
         raise WorldError(f"cannot write {path}: {reason}", hint) from error
 
 
@@ -63,22 +64,45 @@ def write_json(path: Path, content: Any) -> None:
         file.write(text.encode() + b"\n")
 
 
-def read_json(path: Path) -> Any:
+@contextmanager
+def read_errors(path: Path) -> Iterator[None]:
+    """Turns an OSError while reading `path` into a UserError."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise UserError(f"cannot read {path}: no such file", "check the path") from None
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise UserError(
+            f"cannot read {path}: {reason}", "check the path and its permissions"
+        ) from error
+
+
+def read_json(path: Path, *keys: str) -> Any:
     """Reads JSON.
 
+    Args:
+        path: The file.
+        *keys: What the file's object must have; without any, it may hold other JSON.
+
     Raises:
-        UserError: If the file is missing or damaged.
+        UserError: If the file is missing or damaged, or lacks a key.
     """
-    what = f"cannot read {path}"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{what}: no such file", "check the path") from None
-    except (ValueError, UnicodeDecodeError) as error:
+        with read_errors(path):
+            content = json.loads(path.read_text(encoding="utf-8"))
+        if keys and not isinstance(content, dict):
+            raise ValueError("no object")
+        for key in keys:
+            if key not in content:
+                raise ValueError(f"key {key!r} missing")
+    except ValueError as error:
+        what = f"JSON with {', '.join(map(repr, keys))}" if keys else "JSON"
         raise UserError(
-            f"{what}: {error}, expected JSON ({path})",
+            f"cannot read {path}: {error}, expected {what} ({path})",
             "the file is damaged: make it again, or remove its folder",
         ) from None
+    return content
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> None:
@@ -105,7 +129,8 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping
     with replacing(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for array in arrays.values():
-            np.ascontiguousarray(array).tofile(file)
+            # not array.tofile, which does not notice when the last bytes find no space
+            file.write(np.ascontiguousarray(array).data)
 
 
 def map_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -119,11 +144,11 @@ def map_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """
     hint = "the file is damaged: remove it and let it be made again"
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
+        with read_errors(path), path.open("rb") as file:
+            size = path.stat().st_size
             length = int.from_bytes(file.read(8), "little")
             if not 2 <= length <= min(size - 8, _HEADER_LIMIT):
-                raise ValueError(f"{size} bytes, expected a header of {length} bytes and data")
+                raise ValueError(f"{size} bytes with a header of {length}")
             header = json.loads(file.read(length))
         metadata = header.pop("__metadata__", {})
         arrays = {}
@@ -132,18 +157,19 @@ def map_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
             dtype = np.dtype(_DTYPES[entry["dtype"]])
             shape = tuple(entry["shape"])
             if end - begin != dtype.itemsize * int(np.prod(shape, dtype=np.int64)):
-                raise ValueError(f"array {name!r} of {end - begin} bytes does not fit its shape")
-            if 8 + length + end > size:
-                raise ValueError(f"{size} bytes, expected at least {8 + length + end}")
+                raise ValueError(f"array {name!r} has {end - begin} bytes for shape {shape}")
+            if begin < 0 or 8 + length + end > size:
+                raise ValueError(f"array {name!r} ends at byte {8 + length + end} of {size}")
             if begin == end:  # an empty file region cannot be mapped
                 arrays[name] = np.zeros(shape, dtype)
             else:
                 arrays[name] = np.memmap(path, dtype, "r", 8 + length + begin, shape)
         return arrays, json.loads(metadata.get("outshine", "{}"))
-    except FileNotFoundError:
-        raise UserError(f"cannot read {path}: no such file", "check the path") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"cannot read {path}: {error}, expected safetensors ({path})", hint) from None
+        found = error if isinstance(error, ValueError) else "a damaged header"
+        raise UserError(
+            f"cannot read {path}: {found}, expected safetensors ({path})", hint
+        ) from None
 
 
 def pack_strings(strings: list[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -75,11 +75,14 @@ class Predictions:
                 )
             header["labels"] = tuple(header["labels"])
             ids = unpack_strings(arrays["id_characters"], arrays["id_offsets"])
+            if arrays["logits"].ndim != 2 or len(arrays["logits"]) != len(ids):
+                raise ValueError
             return cls(logits=arrays["logits"], ids=ids, **header)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError):
             raise UserError(
-                f"cannot read {path}: {error} is missing, expected predictions of a run",
-                "remove the file and let it be made again",
+                f"cannot read {path}: other arrays, expected logits by example id ({path})",
+                "no run has written this file, or it is damaged: remove it and let it be made "
+                "again",
             ) from None
 
     def check(self, path: Path, task: Task, data: str) -> None:

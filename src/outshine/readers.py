@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from outshine.errors import MAX_PROBLEMS_SHOWN, UserError, WorldError, did_you_mean, raise_problems
-from outshine.files import digest, digest_file
+from outshine.files import digest, digest_file, read_errors
 from outshine.tasks import FILE_ENDINGS, Task, kind_of
 
 # One cell may hold a whole document.
@@ -91,12 +91,16 @@ def read_rows(task: Task, split: str, tally: Tally | None = None) -> Iterator[Ro
         example_id = cell_text(cells[task.id]) if task.id else str(number)
         if task.id:
             if example_id in seen:
-                tally.problem(f"column {task.id!r}: id {example_id!r} again, expected unique {where}")
+                tally.problem(
+                    f"column {task.id!r}: id {example_id!r} again, expected unique {where}"
+                )
                 continue
             seen.add(example_id)
         gold = LABEL_UNKNOWN
         if needs_label:
-            text = cell_text(cells[task.label])
+            cell = cells[task.label]
+            # NaN is a wrong number, not a label that was left empty
+            text = "nan" if _is_nan(cell) else cell_text(cell)
             if not text.strip():
                 tally.unlabelled += 1
                 continue
@@ -167,9 +171,11 @@ def cell_text(cell: Any) -> str:
         return ""
     if isinstance(cell, bool):
         return "true" if cell else "false"
-    if isinstance(cell, float) and math.isnan(cell):
-        return ""
-    return str(cell)
+    return "" if _is_nan(cell) else str(cell)
+
+
+def _is_nan(cell: Any) -> bool:
+    return isinstance(cell, float) and math.isnan(cell)
 
 
 def existing_file(path: Path) -> Path:
@@ -187,6 +193,11 @@ def _wanted(task: Task, source: str) -> list[str]:
 
 def _check_columns(found: Iterable[str], wanted: Iterable[str], place: str) -> None:
     names = list(found)
+    if not names:
+        raise UserError(
+            f"cannot read {place}: the file is empty, expected the columns {', '.join(wanted)}",
+            "give the file its header and rows",
+        )
     raise_problems(
         f"cannot read {place}",
         [
@@ -240,7 +251,8 @@ def file_cells(path: Path, how: FileFormat, tally: Tally) -> Iterator[Cells]:
             "rename the file, or convert it",
         )
     try:
-        yield from readers[path.suffix](path, how, tally)
+        with read_errors(path):
+            yield from readers[path.suffix](path, how, tally)
     except UnicodeDecodeError:
         raise UserError(
             f"cannot read {path}: invalid UTF-8, expected UTF-8 ({path}:{_bad_line(path)})",
@@ -296,6 +308,7 @@ def _separated_cells(path: Path, how: FileFormat, tally: Tally) -> Iterator[Cell
 
 
 def _json_cells(path: Path, how: FileFormat, tally: Tally) -> Iterator[Cells]:
+    names: set[str] = set()
     with path.open(encoding="utf-8-sig") as file:
         for line, text in enumerate(file, start=1):
             if not text.strip():
@@ -308,32 +321,47 @@ def _json_cells(path: Path, how: FileFormat, tally: Tally) -> Iterator[Cells]:
             except ValueError as error:
                 tally.problem(f"{error}, expected one JSON object a line ({path}:{line})")
                 continue
-            missing = [c for c in how.columns if c not in cells and c not in how.optional]
-            for column in missing:
-                tally.problem(
-                    f"column {column!r} missing{did_you_mean(column, cells)} ({path}:{line})"
-                )
-            if not missing:
+            names.update(cells)
+            problems = [
+                f"column {column!r} missing{did_you_mean(column, cells)}, "
+                f"expected one of {', '.join(cells)}"
+                for column in how.columns
+                if column not in cells and column not in how.optional
+            ] + [
+                f"column {column!r}: {cells[column]!r}, expected a text or a number"
+                for column in how.columns
+                if isinstance(cells.get(column), list | dict)
+            ]
+            for problem in problems:
+                tally.problem(f"{problem} ({path}:{line})")
+            if not problems:
                 yield line, {column: cells.get(column) for column in how.columns}
+    for column in how.columns:
+        if names and column in how.optional and column not in names:
+            tally.problem(
+                f"column {column!r} missing{did_you_mean(column, names)}, "
+                f"expected one of {', '.join(sorted(names))} ({path})"
+            )
 
 
 def _parquet_cells(path: Path, how: FileFormat, tally: Tally) -> Iterator[Cells]:
     import pyarrow
     import pyarrow.parquet
 
+    row = 0
     try:
-        file = pyarrow.parquet.ParquetFile(path)
-    except pyarrow.ArrowInvalid as error:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            _check_columns(file.schema_arrow.names, how.columns, str(path))
+            for batch in file.iter_batches(batch_size=4096, columns=list(how.columns)):
+                for cells in batch.to_pylist():
+                    row += 1
+                    yield row, cells
+    except (pyarrow.ArrowException, OSError) as error:
+        first_line = str(error).split("\n")[0]
         raise UserError(
-            f"cannot read {path}: {error}, expected Parquet", "make the file again"
+            f"cannot read {path}: {first_line}, expected Parquet ({path}:{row + 1})",
+            "the file is truncated or damaged: make it again",
         ) from None
-    with file:
-        _check_columns(file.schema_arrow.names, how.columns, str(path))
-        row = 0
-        for batch in file.iter_batches(batch_size=4096, columns=list(how.columns)):
-            for cells in batch.to_pylist():
-                row += 1
-                yield row, cells
 
 
 def _hub_rows(task: Task, source: str) -> Iterator[Cells]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,11 +49,11 @@ class Run:
 
     def info(self) -> dict[str, Any]:
         """Content of `run.json`."""
-        return read_json(self.path / "run.json")
+        return read_json(self.path / "run.json", "format", "id")
 
     def config(self) -> dict[str, Any]:
         """Content of `config.json`: `settings`, `tasks`, `teachers`."""
-        return read_json(self.path / "config.json")
+        return read_json(self.path / "config.json", "settings", "tasks")
 
     def metrics(self) -> dict[str, dict[str, dict[str, float]]]:
         """Content of `metrics.json`: task -> split -> metric -> fraction."""
@@ -66,8 +66,19 @@ class Run:
         write_json(path, known | {t: known.get(t, {}) | splits for t, splits in scores.items()})
 
     def tasks(self) -> tuple[Task, ...]:
-        """The tasks that the run was trained on, with their files."""
-        return tuple(Task(**task) for task in self.config()["tasks"])
+        """The tasks that the run was trained on, with their files.
+
+        Raises:
+            UserError: If `config.json` is damaged.
+        """
+        try:
+            return tuple(Task(**task) for task in self.config()["tasks"])
+        except (TypeError, ValueError):
+            path = self.path / "config.json"
+            raise UserError(
+                f"cannot read {path}: a damaged task, expected those of the run (tasks)",
+                "the file was changed: train the run again",
+            ) from None
 
 
 def open_run(path: str | Path | Run) -> Run:
@@ -86,7 +97,7 @@ def open_run(path: str | Path | Run) -> Run:
             f"cannot open the run {run.path}: {found}, expected a finished run",
             "give the same `outshine train` command again to resume it" if begun else "check it",
         )
-    found_format = run.info().get("format")
+    found_format = run.info()["format"]
     if found_format != FORMAT:
         raise UserError(
             f"cannot open the run {run.path}: format {found_format}, expected {FORMAT} "
@@ -130,7 +141,11 @@ def locked(path: Path) -> Iterator[None]:
                 f"cannot write the run {path}: another process is writing it",
                 "wait for it, or choose another --out",
             ) from None
-        yield
-        (path / ".lock").unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            (path / ".lock").unlink(missing_ok=True)
+            with suppress(OSError):  # a folder in which nothing could be written goes, too
+                path.rmdir()
     finally:
         os.close(handle)

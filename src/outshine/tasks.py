@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from outshine.errors import UserError, did_you_mean, raise_problems
+from outshine.files import read_errors
 from outshine.kinds import KINDS, Kind
 from outshine.metrics import METRICS
 
@@ -100,7 +101,8 @@ class Task(BaseModel):
     @property
     def splits(self) -> tuple[str, ...]:
         """Names of the splits that can be read, `train` first."""
-        return tuple(self.files) + (("dev",) if self.holdout else ())
+        held_out = ("dev",) if self.holdout and "dev" not in self.files else ()
+        return tuple(self.files) + held_out
 
     @property
     def dev_splits(self) -> tuple[str, ...]:
@@ -121,11 +123,8 @@ class Task(BaseModel):
         path = Path(path)
         what = f"cannot read the task file {path}"
         try:
-            content = tomllib.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise UserError(f"{what}: no such file", "check the path") from None
-        except IsADirectoryError:
-            raise UserError(f"{what}: a folder, expected a TOML file", "name the file") from None
+            with read_errors(path):
+                content = tomllib.loads(path.read_text(encoding="utf-8"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise UserError(f"{what}: {error}, expected TOML ({path})", "mend the syntax") from None
         try:
