@@ -127,14 +127,14 @@ def encode(
         with world_errors(path):
             _write_table(path, task, split, tokenizer, max_length, swapped)
     arrays, metadata = map_arrays(path)
+    fields: dict[str, Any] = {**arrays, **metadata}
     try:
         return TokenTable(
             task=task,
             split=split,
-            ids=unpack_strings(arrays.pop("id_characters"), arrays.pop("id_offsets")),
+            ids=unpack_strings(fields.pop("id_characters"), fields.pop("id_offsets")),
             data=data,
-            **arrays,
-            **metadata,
+            **fields,
         )
     except (KeyError, TypeError, ValueError):
         raise UserError(
@@ -186,8 +186,9 @@ def _write_table(
 ) -> None:
     """Streams the rows through the tokenizer into one safetensors file.
 
-    Tokens go to a nameless file beside it as they come, so that memory holds one batch of texts and a few
-    numbers per row. The second pass over the rows, for swapped pairs, reads the file again.
+    Tokens go to a nameless file beside it as they come, so that memory holds one batch of texts
+    and a few numbers per row. The second pass over the rows, for swapped pairs, reads the file
+    again.
     """
     ids: list[str] = []
     gold, truncated = array.array("f"), array.array("B")

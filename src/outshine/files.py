@@ -12,6 +12,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -184,9 +185,7 @@ def unpack_strings(characters: np.ndarray, offsets: np.ndarray) -> list[str]:
     """The inverse of `pack_strings`."""
     content = characters.tobytes()
     bounds = offsets.tolist()
-    return [
-        content[start:stop].decode() for start, stop in zip(bounds[:-1], bounds[1:], strict=True)
-    ]
+    return [content[start:stop].decode() for start, stop in pairwise(bounds)]
 
 
 def digest_file(path: Path) -> str:

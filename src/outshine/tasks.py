@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -137,6 +139,23 @@ class Task(BaseModel):
             )
             raise
 
+    def to_toml(self) -> str:
+        """The task as a complete task file, from which `load` reads an equal task."""
+        fields = self.without() | self.model_dump(include={"kind", "metrics", "symmetric"})
+        moved = {"hub": "hub", "hub_config": "config", "holdout": "holdout"}
+        files = {key: fields.pop(field) for field, key in moved.items() if field in fields}
+        fields["files"] = files | fields.pop("files", {})
+        order = ["name", "kind", *type(self).model_fields]
+        keys = sorted(fields, key=lambda key: (isinstance(fields[key], dict), order.index(key)))
+        lines = []
+        for key in keys:
+            if isinstance(fields[key], dict):
+                lines.append(f"\n[{key}]")
+                lines += [f"{_toml_key(k)} = {_toml_value(v)}" for k, v in fields[key].items()]
+            else:
+                lines.append(f"{key} = {_toml_value(fields[key])}")
+        return "\n".join(lines) + "\n"
+
     def without(self, *attributes: str) -> dict[str, Any]:
         """The task as plain data, without some attributes and those at their default."""
         return self.model_dump(mode="json", exclude=set(attributes), exclude_defaults=True)
@@ -183,6 +202,17 @@ def validation_lines(error: ValidationError, model: type[BaseModel]) -> list[str
         else:
             lines.append(f"{key}: {problem['input']!r}, expected: {problem['msg']}")
     return lines
+
+
+def _toml_key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _toml_value(key)
+
+
+def _toml_value(value: Any) -> str:
+    """A text, number, truth value or list of these; JSON writes them as TOML does."""
+    if isinstance(value, tuple):
+        value = list(value)
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def unique_tasks(tasks: Sequence[Task]) -> tuple[Task, ...]:
