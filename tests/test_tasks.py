@@ -90,7 +90,7 @@ def test_held_out_rows_are_a_dev_split_unless_one_is_given() -> None:
 
 
 def test_dev_splits_are_dev_and_those_named_after_it() -> None:
-    files = {split: "x.csv" for split in ("train", "dev", "dev_mismatched", "test", "development")}
+    files = dict.fromkeys(("train", "dev", "dev_mismatched", "test", "development"), "x.csv")
     task = Task(name="t", text=("a",), label="y", labels=("p", "q"), files=files)
     assert task.dev_splits == ("dev", "dev_mismatched")
 
@@ -219,5 +219,5 @@ def test_tasks_of_one_run_have_distinct_names() -> None:
         "cannot combine the tasks: t given twice, expected distinct names\n"
         "hint: give one of them another name"
     )
-    with pytest.raises(UserError, match="^cannot train: no task given, expected at least one\n"):
+    with pytest.raises(UserError, match="cannot train: no task given, expected at least one"):
         unique_tasks([])

@@ -114,8 +114,8 @@ class Predictions:
         """
         places = {example_id: i for i, example_id in enumerate(self.ids)}
         rows = np.array([places.get(example_id, -1) for example_id in ids], np.int64)
-        taken = np.array(self.logits[np.maximum(rows, 0)], np.float32)
-        taken[rows < 0] = np.nan
+        taken = np.full((len(rows), self.logits.shape[1]), np.nan, np.float32)
+        taken[rows >= 0] = self.logits[rows[rows >= 0]]
         return taken, np.flatnonzero(rows < 0).tolist()
 
 
