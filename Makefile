@@ -33,7 +33,7 @@ docs: .venv/dev.stamp  ## Generate the pages and numbers of the docs
 
 clean:  ## Remove the environment and everything that was built; runs stay
 	rm -rf .venv build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find src tests bench docs -name __pycache__ -prune -exec rm -rf {} +
+	find . -name __pycache__ -prune -exec rm -rf {} +
 
 .venv/demo.stamp: .venv/python.stamp $(DESCRIPTION)
 	@echo "Installing Outshine and its demo into .venv (a few minutes the first time) ..."

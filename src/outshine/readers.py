@@ -11,13 +11,15 @@ import math
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from outshine.errors import MAX_PROBLEMS_SHOWN, UserError, WorldError, did_you_mean, raise_problems
+from outshine.errors import MAX_PROBLEMS_SHOWN, UserError, did_you_mean, raise_problems
 from outshine.files import digest, digest_file, read_errors
+from outshine.hub import asking_the_hub, data_set_revision
 from outshine.tasks import FILE_ENDINGS, Task, kind_of
 
 # One cell may hold a whole document.
@@ -284,9 +286,13 @@ def _bad_line(path: Path) -> int:
 
 def _separated_cells(path: Path, how: FileFormat, tally: Tally) -> Iterator[Cells]:
     separator = "\t" if path.suffix == ".tsv" else ","
-    quoting = csv.QUOTE_MINIMAL if how.quoting else csv.QUOTE_NONE
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, delimiter=separator, quoting=quoting, strict=how.quoting)
+        reader = csv.reader(
+            file,
+            delimiter=separator,
+            quoting=csv.QUOTE_MINIMAL if how.quoting else csv.QUOTE_NONE,
+            strict=how.quoting,
+        )
         header = how.header or tuple(next(reader, ()))
         _check_columns(header, how.columns, str(path))
         places = [(column, header.index(column)) for column in how.columns]
@@ -366,14 +372,14 @@ def _parquet_cells(path: Path, how: FileFormat, tally: Tally) -> Iterator[Cells]
 
 def _hub_rows(task: Task, source: str) -> Iterator[Cells]:
     """Yields rows of a data set on the hub; class numbers become the data set's class names."""
+    rows = _hub_split(task, source)
     from datasets import ClassLabel
 
-    rows = _hub_split(task, source)
     wanted = _wanted(task, source)
     _check_columns(rows.column_names, wanted, f"{task.hub}:{task.files[source]}")
     feature = rows.features.get(task.label)
     names = feature.names if isinstance(feature, ClassLabel) else None
-    for line, cells in enumerate(rows, start=1):
+    for line, cells in enumerate(rows.select_columns(wanted), start=1):
         if names is not None and is_labelled(source):
             number = cells[task.label]
             # -1 is the hub's mark for "no label"
@@ -382,23 +388,25 @@ def _hub_rows(task: Task, source: str) -> Iterator[Cells]:
 
 
 def _hub_split(task: Task, source: str) -> Any:
+    """The `datasets.Dataset` that holds one split of the task."""
+    config, _, split = task.files[source].rpartition(":")
+    return _hub_data_set(task.hub, config or task.hub_config, split)
+
+
+@cache
+def _hub_data_set(repository: str, config: str, split: str) -> Any:
+    what = f"cannot read {repository} from the hub"
     try:
         import datasets
     except ImportError:
         raise UserError(
-            f"cannot read {task.hub} from the hub: the package `datasets` is missing",
-            "pip install 'outshine[hub]'",
+            f"{what}: the package `datasets` is missing", "pip install 'outshine[hub]'"
         ) from None
-    config, _, split = task.files[source].rpartition(":")
-    try:
-        return datasets.load_dataset(task.hub, config or task.hub_config or None, split=split)
-    except (datasets.exceptions.DatasetNotFoundError, ValueError) as error:
-        raise UserError(
-            f"cannot read {task.hub} from the hub: {error}",
-            "check the id, the configuration and the split",
-        ) from error
-    except (OSError, RuntimeError) as error:
-        raise WorldError(
-            f"cannot read {task.hub} from the hub: {error}",
-            "check the network, or give local files (--glue-dir for GLUE)",
-        ) from error
+    with asking_the_hub(what):
+        revision = data_set_revision(repository)
+        try:
+            return datasets.load_dataset(repository, config or None, split=split, revision=revision)
+        except (datasets.exceptions.DatasetsError, ValueError, RuntimeError) as error:
+            raise UserError(
+                f"{what}: {error}", "check the id, the configuration and the split"
+            ) from error
