@@ -299,7 +299,7 @@ def doctor(as_json: Json = False) -> None:
     hub, cache, glue = facts["hub"], facts["cache"], facts["glue_dir"]
     answers = {True: "answers", False: "does not answer", None: "offline"}[hub["answers"]]
     lines = {name: found or "not installed" for name, found in facts["versions"].items()} | {
-        "device": f"{facts['device']}, {facts['num_threads']} threads",
+        "device": f"{facts['device']} ({facts['device_name']}), {facts['num_threads']} threads",
         "bf16": "yes" if facts["bf16"] else "no: precision auto is fp32",
         "cache": f"{cache['path']}, {cache['bytes'] / 1e6:,.1f} MB",
         "builtin encoder": "installed"

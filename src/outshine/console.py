@@ -29,9 +29,7 @@ def console() -> Console:
     plain = Console(stderr=True, highlight=False, soft_wrap=True, quiet=_state["quiet"])
     if plain.is_terminal:
         return plain
-    return Console(
-        stderr=True, highlight=False, soft_wrap=True, width=120, quiet=_state["quiet"]
-    )
+    return Console(stderr=True, highlight=False, soft_wrap=True, width=120, quiet=_state["quiet"])
 
 
 def say(text: str) -> None:
@@ -39,13 +37,15 @@ def say(text: str) -> None:
     console().print(text, markup=False)
 
 
-def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """A table whose first column is text and whose other columns are numbers."""
+def table(
+    title: str, header: Sequence[str], rows: Sequence[Sequence[str]], num_text: int = 1
+) -> Table:
+    """A table whose first `num_text` columns are text and whose other columns are numbers."""
     from rich import box
 
     made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for i, name in enumerate(header):
-        made.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
+        made.add_column(name, justify="left" if i < num_text else "right", no_wrap=True)
     for row in rows:
         made.add_row(*row)
     return made

@@ -22,14 +22,15 @@ def examine() -> dict[str, Any]:
     """Returns what `outshine doctor` tells, as plain data.
 
     Returns:
-        {"versions": {name: version or None}, "device": name, "bf16": whether the processor
-        computes in it, "num_threads", "cache": {"path", "bytes"}, "builtin_encoder": whether its
+        {"versions": {name: version or None}, "device": `cpu` or `cuda`, "device_name",
+        "bf16": whether it computes in bf16, "num_threads", "cache": {"path", "bytes"}, "builtin_encoder": whether its
         package is installed, "glue_dir": {"path" or None, "exists"}, "hub": {"address",
         "answers": None when offline, "detail"}}.
     """
     import torch
 
     from outshine.devices import has_bf16, pick_device
+    from outshine.training import device_name
 
     device = pick_device("auto")
     folder = cache_dir()
@@ -37,7 +38,8 @@ def examine() -> dict[str, Any]:
     return {
         "versions": {"python": platform.python_version()}
         | {package: _version(package) for package in PACKAGES},
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "device": device.type,
+        "device_name": device_name(device),
         "bf16": has_bf16(device),
         "num_threads": torch.get_num_threads(),
         "cache": {"path": str(folder), "bytes": folder_bytes(folder)},
@@ -86,12 +88,13 @@ def hub_answer(timeout_s: float = HUB_TIMEOUT_S) -> dict[str, Any]:
     def ask() -> None:
         begin = time.monotonic()
         try:
-            get_session().head(constants.ENDPOINT, timeout=timeout_s)
+            status = get_session().head(constants.ENDPOINT, timeout=timeout_s).status_code
         except Exception as error:  # whatever the client raises, the hub did not answer
             found.append({"detail": f"{type(error).__name__}: {error}"})
         else:
             milliseconds = 1000 * (time.monotonic() - begin)
-            found.append({"answers": True, "detail": f"after {milliseconds:.0f} ms"})
+            detail = f"HTTP {status} after {milliseconds:.0f} ms"
+            found.append({"answers": status < 500, "detail": detail})  # a proxy answers 502
 
     # in a thread, because no client bounds the time that the look-up of a name takes
     thread = threading.Thread(target=ask, daemon=True)

@@ -148,6 +148,14 @@ _LAYOUTS: dict[str, _Layout] = {
 GLUE_TASKS: tuple[str, ...] = tuple(_LAYOUTS)
 
 
+DEMO_DIR = Path(__file__).parent / "demo_suite"
+
+
+def demo_task_names() -> list[str]:
+    """Names of the tasks of the demo, whose files come with the package."""
+    return sorted(path.stem for path in DEMO_DIR.glob("*.toml"))
+
+
 def glue(*names: str, data_dir: str | Path | None = None) -> list[Task]:
     """Returns GLUE tasks (and TREC) by name.
 
@@ -166,8 +174,9 @@ def glue(*names: str, data_dir: str | Path | None = None) -> list[Task]:
 def _task(name: str, data_dir: Path | None) -> Task:
     layout = _LAYOUTS.get(name.lower())
     if layout is None:
+        known = [*_LAYOUTS, *demo_task_names()]
         raise UserError(
-            f"unknown task {name!r}{did_you_mean(name, _LAYOUTS)}, "
+            f"unknown task {name!r}{did_you_mean(name, known)}, "
             f"expected one of {', '.join(_LAYOUTS)} or a path to a task TOML",
             "`outshine tasks ls` lists the tasks",
         )
@@ -194,10 +203,26 @@ def _task(name: str, data_dir: Path | None) -> Task:
     return Task(**(common | local | layout.local))
 
 
+def named_tasks() -> list[tuple[str, Task]]:
+    """(suite, task) of every task that has a name; those of GLUE and TREC as on the hub."""
+    public = [("TREC" if name == "trec" else "GLUE", _task(name, None)) for name in GLUE_TASKS]
+    return public + [("demo", find_task(name)) for name in demo_task_names()]
+
+
 def find_task(name: str, data_dir: str | Path | None = None) -> Task:
-    """Returns the task that the command line means by `name`: a GLUE name or a path to a TOML."""
+    """Returns the task that the command line means by `name`.
+
+    Args:
+        name: A GLUE name, a name of the demo's tasks, or a path to a task file.
+        data_dir: See `glue`.
+
+    Raises:
+        UserError: If there is no such task, or its file is at fault.
+    """
     if name.lower() in _LAYOUTS:
         return glue(name, data_dir=data_dir)[0]
+    if name in demo_task_names():
+        return Task.load(DEMO_DIR / f"{name}.toml")
     if name.endswith(".toml") or os.sep in name or Path(name).exists():
         return Task.load(name)
     return _task(name, None)  # raises, with the names that exist
