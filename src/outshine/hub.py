@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -23,7 +24,10 @@ def asking_the_hub(what: str, tried: str = "") -> Iterator[None]:
     """
     from huggingface_hub import is_offline_mode
     from huggingface_hub.errors import HFValidationError, HTTPError, RepositoryNotFoundError
+    from huggingface_hub.utils import disable_progress_bars
 
+    if not sys.stderr.isatty():
+        disable_progress_bars()
     try:
         yield
     except (HFValidationError, RepositoryNotFoundError) as error:

@@ -309,7 +309,7 @@ def _separated_cells(path: Path, how: FileFormat, tally: Tally) -> Iterator[Cell
             elif how.skip_bad_rows:
                 tally.skipped += 1
             else:
-                found = f"{len(row)} cells" if row else "an empty line"
+                found = {0: "an empty line", 1: "1 cell"}.get(len(row), f"{len(row)} cells")
                 tally.problem(f"{found}, expected {len(header)} cells ({path}:{reader.line_num})")
 
 
@@ -402,6 +402,8 @@ def _hub_data_set(repository: str, config: str, split: str) -> Any:
         raise UserError(
             f"{what}: the package `datasets` is missing", "pip install 'outshine[hub]'"
         ) from None
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
     with asking_the_hub(what):
         revision = data_set_revision(repository)
         try:

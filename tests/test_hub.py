@@ -1,0 +1,371 @@
+"""The hub's real clients against a hub of our own on the loopback."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+import hub
+from outshine import encoders, readers
+from outshine.errors import OutshineError, UserError, WorldError
+from outshine.tasks import Task
+
+SECONDS = 8.0  # a hub that does not answer is given up within
+
+GLUE_CARD = """---
+dataset_info:
+- config_name: rte
+  features:
+  - name: sentence1
+    dtype: string
+  - name: sentence2
+    dtype: string
+  - name: label
+    dtype:
+      class_label:
+        names:
+          '0': entailment
+          '1': not_entailment
+  - name: idx
+    dtype: int32
+configs:
+- config_name: rte
+  data_files:
+  - split: train
+    path: rte/train-*
+  - split: validation
+    path: rte/validation-*
+  - split: test
+    path: rte/test-*
+---
+"""
+
+
+def write_parquet(path: Path, columns: dict[str, list[Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+
+
+@pytest.fixture
+def server(tmp_path: Path, encoder: Path) -> Iterator[hub.Hub]:
+    """A hub with an encoder, GLUE's rte as the real hub lays it out, and a plain data set."""
+    root = tmp_path / "hub"
+    shutil.copytree(encoder, root / "models/org/tiny")
+    glue = root / "datasets/nyu-mll/glue"
+    for split, labels in (("train", [0, 1, 1, 0]), ("validation", [1, 0]), ("test", [-1, -1])):
+        count = len(labels)
+        columns = {
+            "sentence1": [f"the {split} invoice {i}" for i in range(count)],
+            "sentence2": ["a refund"] * count,
+            "label": labels,
+            "idx": list(range(count)),
+        }
+        write_parquet(glue / "rte" / f"{split}-00000-of-00001.parquet", columns)
+    (glue / "README.md").write_text(GLUE_CARD)
+    own = {"body": ["my login", "an invoice"], "team": ["tech", None], "key": ["a", "b"]}
+    write_parquet(root / "datasets/org/tickets/data/train-00000-of-00001.parquet", own)
+    with hub.serving(root) as running:
+        yield running
+
+
+@pytest.fixture
+def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Points this process's hub client, with an empty cache, at an address."""
+    from huggingface_hub import constants
+
+    def point(url: str, offline: bool = False) -> None:
+        template = url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "ENDPOINT", url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+
+    return point
+
+
+@pytest.fixture
+def closed_port() -> str:
+    """An address on which nothing listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{probe.getsockname()[1]}"
+
+
+@pytest.fixture
+def python(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs code in a new process whose hub is set by environment variables alone."""
+
+    def run(url: str, code: str, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
+        settings = {"HF_ENDPOINT": url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0"}
+        kept = {k: v for k, v in os.environ.items() if k != "OUTSHINE_GLUE_DIR"}
+        return subprocess.run(
+            [sys.executable, "-c", code, *args],
+            env=kept | settings | env,
+            cwd=tmp_path,
+            text=True,
+            capture_output=True,
+        )
+
+    return run
+
+
+def on_hub(**changes: Any) -> Task:
+    """A task over the data set org/tickets."""
+    fields = {
+        "name": "tickets",
+        "text": ("body",),
+        "label": "team",
+        "labels": ("billing", "tech"),
+        "hub": "org/tickets",
+        "files": {"train": "train"},
+    }
+    return Task(**(fields | changes))
+
+
+# --- encoders -------------------------------------------------------------------------------
+
+
+def test_an_encoder_is_downloaded_once_and_then_found(server: hub.Hub, client: Callable) -> None:
+    client(server.url)
+    extra = server.folder / "models/org/tiny/onnx/model.json"
+    extra.parent.mkdir()
+    extra.write_text("{}")
+    folder = Path(encoders.locate("org/tiny"))
+    assert (folder / "model.safetensors").is_file()
+    assert not (folder / "onnx").exists()
+    server.requests.clear()
+    encoders.load_tokenizer(str(folder))
+    assert server.requests == []
+    assert encoders.locate("org/tiny") == str(folder)
+    assert not [line for line in server.requests if "resolve" in line]
+
+
+def test_an_encoder_that_was_downloaded_needs_no_hub(
+    server: hub.Hub, client: Callable, closed_port: str
+) -> None:
+    client(server.url)
+    folder = encoders.locate("org/tiny")
+    client(closed_port)
+    assert encoders.locate("org/tiny") == folder
+    client(server.url, offline=True)
+    assert encoders.locate("org/tiny") == folder
+
+
+def test_weights_in_the_older_format_are_downloaded_where_there_are_no_others(
+    server: hub.Hub, client: Callable
+) -> None:
+    client(server.url)
+    model = server.folder / "models/org/tiny"
+    (model / "model.safetensors").rename(model / "pytorch_model.bin")
+    assert (Path(encoders.locate("org/tiny")) / "pytorch_model.bin").is_file()
+
+
+def test_a_repository_without_weights_is_refused(server: hub.Hub, client: Callable) -> None:
+    client(server.url)
+    (server.folder / "models/org/tiny/model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"cannot load the encoder org/tiny: no weights, expected"):
+        encoders.locate("org/tiny")
+
+
+# --- a hub that says no, or nothing ---------------------------------------------------------
+
+
+def locate_encoder() -> None:
+    encoders.locate("org/nothing")
+
+
+def locate_teacher() -> None:
+    encoders.locate("org/nothing", "the teacher")
+
+
+def read_data_set() -> None:
+    list(readers.read_rows(on_hub(hub="org/nothing"), "train"))
+
+
+ASKING = {
+    "cannot load the encoder org/nothing: no such folder, and ": locate_encoder,
+    "cannot load the teacher org/nothing: no such folder, and ": locate_teacher,
+    "cannot read org/nothing from the hub: ": read_data_set,
+}
+
+
+def refusal(ask: Callable[[], None], client: Callable, *where: Any) -> OutshineError:
+    """The error that asking ends in, within seconds."""
+    client(*where)
+    start = time.monotonic()
+    with pytest.raises(OutshineError) as caught:
+        ask()
+    assert time.monotonic() - start < SECONDS
+    return caught.value
+
+
+@pytest.mark.parametrize("what", ASKING)
+def test_an_unknown_repository_is_the_users_mistake(
+    server: hub.Hub, client: Callable, what: str
+) -> None:
+    error = refusal(ASKING[what], client, server.url)
+    assert isinstance(error, UserError)
+    assert error.message == what + "no such repository on the hub"
+    assert "check the spelling" in error.hint
+
+
+@pytest.mark.parametrize("what", ASKING)
+def test_a_hub_behind_a_closed_port_is_given_up_within_seconds(
+    client: Callable, closed_port: str, what: str
+) -> None:
+    error = refusal(ASKING[what], client, closed_port)
+    assert isinstance(error, WorldError)
+    assert error.message.startswith(what + "the hub does not answer (")
+    assert "HF_ENDPOINT" in error.hint
+
+
+@pytest.mark.parametrize("what", ASKING)
+def test_a_hub_that_answers_500_is_given_up_within_seconds(
+    server: hub.Hub, client: Callable, what: str
+) -> None:
+    server.status = 500
+    error = refusal(ASKING[what], client, server.url)
+    assert isinstance(error, WorldError)
+    assert error.message.startswith(what + "the hub does not answer (Server error '500")
+
+
+@pytest.mark.parametrize("what", ASKING)
+def test_an_offline_client_says_that_it_is_offline(
+    server: hub.Hub, client: Callable, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    error = refusal(ASKING[what], client, server.url, True)
+    assert isinstance(error, WorldError)
+    assert error.message == what + "not downloaded before, and the hub client is offline"
+    assert not [line for line in server.requests if "nothing" in line]
+
+
+def test_a_missing_datasets_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UserError, match="the package `datasets` is missing") as caught:
+        list(readers.read_rows(on_hub(hub="org/absent"), "train"))
+    assert caught.value.hint == "pip install 'outshine[hub]'"
+
+
+# --- whole ways, in processes of their own --------------------------------------------------
+
+READ_GLUE = """
+import json
+from outshine import glue, readers
+task, = glue("rte")
+rows = {s: [(r.id, *r.texts, r.gold) for r in readers.read_rows(task, s)] for s in task.files}
+keys = [readers.data_fingerprint(task, split) for split in task.files]
+print(json.dumps({"rows": rows, "keys": keys}))
+"""
+
+
+def test_glue_is_read_from_the_hub_with_its_class_names(
+    server: hub.Hub, python: Callable, closed_port: str
+) -> None:
+    first = python(server.url, READ_GLUE)
+    assert first.returncode == 0, first.stderr
+    read = json.loads(first.stdout)
+    assert read["rows"]["dev"] == [
+        ["0", "the validation invoice 0", "a refund", 1.0],
+        ["1", "the validation invoice 1", "a refund", 0.0],
+    ]
+    assert [row[3] for row in read["rows"]["train"]] == [0.0, 1.0, 1.0, 0.0]
+    assert [row[3] == row[3] for row in read["rows"]["test"]] == [False, False]
+    assert len(set(read["keys"])) == 3
+    asked = [line for line in server.requests if line.startswith("GET /api/datasets/nyu-mll/glue")]
+    assert sum("glue/" not in line for line in asked) == 1, "one revision per process"
+    offline = python(closed_port, READ_GLUE, HF_HUB_OFFLINE="1")
+    assert offline.returncode == 0, offline.stderr
+    assert json.loads(offline.stdout)["keys"] == read["keys"]
+
+
+READ_OWN = """
+import sys
+from outshine import Task, readers, errors
+task = Task.load(sys.argv[1])
+tally = readers.Tally()
+print([(row.id, row.texts, row.gold) for row in readers.read_rows(task, "train", tally)])
+print(tally.unlabelled)
+for change in ({"hub_config": "nope"}, {"files": {"train": "nope"}}, {"text": ("bdy",)}):
+    try:
+        list(readers.read_rows(task.model_copy(update=change), "train"))
+    except errors.UserError as error:
+        print(error.message)
+"""
+
+
+def test_an_own_task_reads_a_data_set_of_the_hub(
+    server: hub.Hub, python: Callable, tmp_path: Path
+) -> None:
+    path = tmp_path / "tickets.toml"
+    path.write_text(
+        'name = "tickets"\ntext = ["body"]\nlabel = "team"\nlabels = ["billing", "tech"]\n'
+        'id = "key"\n[files]\nhub = "org/tickets"\ntrain = "train"\n'
+    )
+    done = python(server.url, READ_OWN, str(path))
+    assert done.returncode == 0, done.stderr
+    rows, unlabelled, config, split, column = done.stdout.splitlines()
+    assert rows == "[('a', ('my login',), 1.0)]"
+    assert unlabelled == "1"
+    assert config.startswith("cannot read org/tickets from the hub: BuilderConfig 'nope' not found")
+    assert split.startswith('cannot read org/tickets from the hub: Unknown split "nope"')
+    assert column.startswith("cannot read org/tickets:train: column 'bdy' missing (did you mean")
+
+
+COMMAND = "import sys; from outshine.cli import main; sys.exit(main())"
+
+
+def save_classifier(encoder: Path, folder: Path) -> None:
+    """A random classifier of rte whose labels stand in another order than the task's."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    shutil.copytree(encoder, folder)
+    config = AutoConfig.from_pretrained(encoder)
+    config.id2label = {0: "not_entailment", 1: "entailment"}
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+
+
+def test_encoder_teacher_and_rows_all_come_from_the_hub(
+    server: hub.Hub, python: Callable, tmp_path: Path, encoder: Path
+) -> None:
+    save_classifier(encoder, server.folder / "models/org/classifier")
+    words = "train rte --encoder org/tiny --teacher rte=org/classifier --set max_steps=2 --out run"
+    done = python(server.url, COMMAND, *words.split())
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert metrics["rte"]["dev"]["n"] == 2
+    assert "%|" not in done.stderr, "no progress bar of the hub's client without a terminal"
+    asked = " ".join(server.requests)
+    assert "/org/classifier/resolve/" in asked
+    assert "/datasets/nyu-mll/glue/resolve/" in asked
+
+
+@pytest.mark.parametrize(("status", "code"), [(200, 2), (500, 1)])
+def test_the_command_ends_with_the_code_of_the_error(
+    server: hub.Hub, python: Callable, tmp_path: Path, status: int, code: int
+) -> None:
+    server.status = status
+    path = tmp_path / "absent.toml"
+    path.write_text(
+        'name = "absent"\ntext = "body"\nlabel = "team"\nlabels = ["billing", "tech"]\n'
+        '[files]\nhub = "org/absent"\ntrain = "train"\ndev = "dev"\n'
+    )
+    done = python(server.url, COMMAND, "tasks", "check", str(path))
+    assert done.returncode == code, done.stderr
+    assert "cannot read org/absent from the hub: " in done.stderr
+    assert "\nhint: " in done.stderr
+    assert "Traceback" not in done.stderr
