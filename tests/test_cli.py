@@ -1,0 +1,428 @@
+"""The command line: streams, exit codes, messages, and files that are whole or absent."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from outshine.cli import STAGES, _parse_staged, app
+from outshine.runs import Run
+from outshine.tasks import Task
+
+COMMANDS = ("demo", "train", "distill", "eval", "logits", "predict", "doctor", "tasks")
+FEW_STEPS = ("--set", "max_steps=2", "--set", "batch_size=4", "--set", "device=cpu")
+
+
+def outshine(*args: str | Path, stdin: str | bytes = "", code: int = 0) -> Result:
+    """Runs a command in this process and checks its exit code."""
+    result = CliRunner().invoke(app, [str(arg) for arg in args], input=stdin)
+    assert result.exit_code == code, result.output
+    assert "Traceback" not in result.output
+    return result
+
+
+def in_a_process(*args: str | Path, **options: Any) -> subprocess.Popen:
+    """Starts a command in a process of its own."""
+    code = "from outshine.cli import main; main()"
+    command = [sys.executable, "-c", code, *(str(arg) for arg in args)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+    )
+
+
+def answers_of(result: Result) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    """Input that the tasks tickets and urgency (`body`) or duplicate can answer."""
+    path = tmp_path / "rows.jsonl"
+    lines = [
+        {"id": "a", "body": "refund my invoice"},
+        {"id": 7, "text_a": "the login", "text_b": "a crash"},
+        {"body": "ünïcode 漢字", "left": "one", "right": "two"},
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+# --- help -------------------------------------------------------------------------------------
+
+
+def test_help_names_every_command() -> None:
+    text = outshine("--help").stdout
+    for command in COMMANDS:
+        assert f"\n  {command} " in text
+        assert "Usage: " in outshine(command, "--help").stdout
+
+
+def test_help_imports_nothing_that_is_slow() -> None:
+    code = (
+        "import sys; from outshine.cli import main\n"
+        "sys.argv[1:] = ['--help']\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print(*sorted(sys.modules), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    slow = {"torch", "transformers", "numpy", "pydantic", "scipy", "rich.progress", "tokenizers"}
+    assert not slow & set(done.stderr.split())
+
+
+def test_version_is_data() -> None:
+    from outshine import __version__
+
+    assert outshine("--version").stdout == f"outshine {__version__}\n"
+
+
+# --- errors -----------------------------------------------------------------------------------
+
+
+def test_a_users_mistake_is_message_and_hint_on_stderr_and_exit_2() -> None:
+    result = outshine("eval", "no/such/run", code=2)
+    assert result.stdout == ""
+    assert result.stderr == (
+        "cannot open the run no/such/run: no such folder\nhint: check the path\n"
+    )
+
+
+def test_debug_shows_the_traceback() -> None:
+    result = CliRunner().invoke(app, ["eval", "no/such/run", "--debug"])
+    assert result.exit_code == 2
+    assert result.stderr.startswith("Traceback (most recent call last)")
+    assert result.stderr.endswith("hint: check the path\n")
+
+
+def test_usage_errors_exit_2() -> None:
+    assert "Did you mean 'train'?" in outshine("trian", code=2).stderr
+    assert "Missing argument" in outshine("train", code=2).stderr
+    assert "--max-length" in outshine("tasks", "check", "rte", "--max-length", "2", code=2).stderr
+
+
+def test_an_unknown_task_is_met_with_a_name() -> None:
+    assert (
+        "unknown task 'colla' (did you mean 'cola'?)" in outshine("train", "colla", code=2).stderr
+    )
+
+
+def test_all_wrong_settings_are_told_at_once() -> None:
+    result = outshine("train", "rte", "--set", "lrr=1", "--set", "epochs", code=2)
+    assert result.stderr == (
+        "cannot read the settings: 2 problems\n"
+        "  --set 'lrr=1': unknown key 'lrr' (did you mean 'lr'?)\n"
+        "  --set 'epochs', expected key=value\n"
+        "hint: write for example `--set lr=1e-4`\n"
+    )
+
+
+def test_a_world_failure_is_message_and_hint_and_exit_1(student: Path, rows: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full on this system")
+    result = outshine("predict", student, "--input", rows, "--output", "/dev/full", code=1)
+    assert result.stderr.startswith("cannot write /dev/full: No space left on device\nhint: ")
+
+
+def test_an_os_error_is_a_world_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise OSError(28, "No space left on device", "/some/file")
+
+    monkeypatch.setattr("outshine.doctor.examine", fail)
+    assert outshine("doctor", code=1).stderr == (
+        "cannot read or write /some/file: No space left on device\n"
+        "hint: check the disk and its permissions\n"
+    )
+
+
+def test_an_interrupt_exits_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("outshine.doctor.examine", interrupt)
+    assert outshine("doctor", code=130).stderr == "interrupted\n"
+
+
+# --- tasks ------------------------------------------------------------------------------------
+
+
+def test_tasks_ls_lists_glue_and_the_demo() -> None:
+    listed = json.loads(outshine("tasks", "ls", "--json").stdout)
+    suites = {task["name"]: task["suite"] for task in listed}
+    assert suites["rte"] == "GLUE"
+    assert suites["trec"] == "TREC"
+    assert "demo" in suites.values()
+    table = outshine("tasks", "ls").stdout
+    assert all(f" {name} " in table for name in suites)
+
+
+def test_tasks_show_prints_a_task_file_that_reads_back(tmp_path: Path, duplicate: Path) -> None:
+    for name in ("mnli", "stsb", "trec", "intent", str(duplicate)):
+        path = tmp_path / "shown.toml"
+        path.write_text(outshine("tasks", "show", name).stdout, encoding="utf-8")
+        again = outshine("tasks", "show", path).stdout
+        assert again == path.read_text(encoding="utf-8")
+    assert Task.load(path) == Task.load(duplicate)
+
+
+def test_tasks_check_counts_on_stdout_and_warns_on_stderr(tickets: Path, encoder: Path) -> None:
+    result = outshine("tasks", "check", tickets, "--encoder", encoder, "--max-length", "6")
+    assert "Rows of tickets" in result.stdout
+    assert "Tokens per row" in result.stdout
+    assert "warning: 48 of 48 train rows of tickets have over 6 tokens" in result.stderr
+    report = json.loads(outshine("tasks", "check", tickets, "--json").stdout)
+    assert {name: split["rows"] for name, split in report["splits"].items()} == {
+        "train": 48,
+        "dev": 24,
+        "test": 8,
+    }
+
+
+# --- train ------------------------------------------------------------------------------------
+
+
+def test_dry_run_shows_the_mixture_and_writes_no_run(
+    tmp_path: Path, tickets: Path, student: Path, encoder: Path
+) -> None:
+    out = tmp_path / "run"
+    cached = Run(student).predictions_path("tickets", "train")
+    result = outshine(
+        *("train", tickets, "--encoder", encoder, "--out", out, *FEW_STEPS, "--dry-run"),
+        *("--json", "--teacher", f"tickets={student}"),
+    )
+    facts = json.loads(result.stdout)
+    assert facts["steps"] == 2
+    assert facts["tasks"]["tickets"]["rows"] == 48
+    assert facts["tasks"]["tickets"]["teachers"] == [str(student)]
+    assert "Mixture (preset bam-single, seed 1)" in result.stderr
+    assert not out.exists()
+    assert not cached.exists()
+
+
+def test_dry_run_refuses_what_train_would_refuse(tickets: Path, encoder: Path) -> None:
+    args = ("train", tickets, "--encoder", encoder, "--dry-run", "--teacher")
+    assert "no such file or folder" in outshine(*args, "tickets=/nowhere", code=2).stderr
+    assert "expected TASK=TEACHER" in outshine(*args, "tickets", code=2).stderr
+    assert "no such task, expected one of tickets" in outshine(*args, "rte=/x", code=2).stderr
+
+
+def test_set_wins_over_the_preset(tickets: Path, encoder: Path, tmp_path: Path) -> None:
+    result = outshine(
+        *("train", tickets, "--encoder", encoder, "--out", tmp_path / "run", "--dry-run"),
+        *("--json", "--preset", "small-single", "--set", "batch_size=7", "--seed", "3"),
+    )
+    settings = json.loads(result.stdout)["settings"]
+    assert (settings["lr"], settings["batch_size"], settings["seed"]) == (3e-4, 7, 3)
+
+
+def test_train_eval_and_a_complete_run_is_not_overwritten(
+    tmp_path: Path, tickets: Path, duplicate: Path, encoder: Path
+) -> None:
+    out = tmp_path / "run"
+    train = ("train", tickets, duplicate, "--encoder", encoder, "--out", out, *FEW_STEPS)
+    trained = outshine(*train, "--json")
+    metrics = json.loads(trained.stdout)["metrics"]
+    assert f"The run is in {out}" in trained.stderr
+    result = json.loads(outshine("eval", out, "--json").stdout)
+    assert result["tasks"] == {name: splits["dev"] for name, splits in metrics.items()}
+    assert result["score"] == pytest.approx(
+        (metrics["tickets"]["dev"]["accuracy"] + metrics["duplicate"]["dev"]["accuracy"]) / 2
+    )
+    shown = outshine("eval", out)
+    assert shown.stderr == ""
+    assert f"{100 * result['score']:.1f}" in shown.stdout
+
+    before = (out / "run.json").read_bytes()
+    refused = outshine(*train, code=2).stderr
+    assert refused == (
+        f"cannot write the run {out}: it is already complete\n"
+        "hint: choose another --out, or replace it with --force\n"
+    )
+    assert (out / "run.json").read_bytes() == before
+    quiet = outshine(*train, "--force", "--quiet")
+    assert (quiet.stdout, quiet.stderr) == ("", "")
+
+
+def test_logits_writes_the_teacher_cache(tmp_path: Path, student: Path) -> None:
+    copy = shutil.copytree(student, tmp_path / "run")
+    written = json.loads(outshine("logits", copy, "--json").stdout)
+    assert {name: entry["rows"] for name, entry in written.items()} == {
+        "tickets": 48,
+        "urgency": 48,
+        "duplicate": 96,
+    }
+    assert all(Path(entry["path"]).is_file() for entry in written.values())
+
+
+def test_ctrl_c_saves_exits_130_and_the_same_command_resumes(
+    tmp_path: Path, tickets: Path, encoder: Path
+) -> None:
+    out = tmp_path / "run"
+    log = out / "log.jsonl"
+    train = ("train", tickets, "--encoder", encoder, "--out", out)
+    train += ("--set", "max_steps=600", "--set", "epochs=600", "--set", "log_every=1")
+    process = in_a_process(*train)
+    deadline = time.monotonic() + 120
+    while not (log.exists() and log.read_text().count("\n") > 3):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted at step" in stderr
+    assert "Traceback" not in stderr
+    assert Run(out).checkpoint_path.is_file()
+    assert not Run(out).is_complete
+    assert "it is incomplete" in outshine("eval", out, code=2).stderr
+    assert f"resuming {out} at step " in outshine(*train).stderr
+    assert Run(out).info()["steps"] == 600
+
+
+# --- predict ----------------------------------------------------------------------------------
+
+
+def test_predict_answers_with_all_heads_and_hands_ids_through(student: Path, rows: Path) -> None:
+    result = outshine("predict", student, "--input", rows)
+    first, second, third = answers_of(result)
+    assert first.keys() == {"id", "tickets", "urgency"}
+    assert first["id"] == "a"
+    assert set(first["tickets"]) == {"label", "probs"}
+    assert sum(first["tickets"]["probs"].values()) == pytest.approx(1.0)
+    assert set(first["urgency"]) == {"value"}
+    assert (second["id"], second.keys()) == (7, {"id", "duplicate"})
+    assert third.keys() == {"tickets", "urgency", "duplicate"}
+    assert result.stderr.splitlines() == [
+        "note: duplicate did not answer 1 of 3 rows, which lack its columns",
+        "note: tickets did not answer 1 of 3 rows, which lack its columns",
+        "note: urgency did not answer 1 of 3 rows, which lack its columns",
+    ]
+
+
+def test_predict_reads_stdin_and_plain_lines_and_says_so(student: Path) -> None:
+    plain = outshine("predict", student, "--task", "tickets", stdin="my login\nthe refund\n")
+    objects = outshine(
+        *("predict", student, "--task", "tickets"),
+        stdin='{"text": "my login"}\n{"body": "the refund"}\n',
+    )
+    assert plain.stdout == objects.stdout
+    assert len(answers_of(plain)) == 2
+    assert "note: reading standard input as one text per line" in plain.stderr
+    assert objects.stderr == ""
+
+
+def test_predict_writes_the_file_that_it_would_print(
+    tmp_path: Path, student: Path, rows: Path
+) -> None:
+    output = tmp_path / "deep" / "answers.jsonl"
+    written = outshine("predict", student, "--input", rows, "--output", output)
+    assert written.stdout == ""
+    assert (
+        output.read_text(encoding="utf-8") == outshine("predict", student, "--input", rows).stdout
+    )
+
+
+def test_predict_leaves_no_part_of_a_file(tmp_path: Path, student: Path) -> None:
+    source, output = tmp_path / "in.jsonl", tmp_path / "out" / "answers.jsonl"
+    good = json.dumps({"text": "hello"}) + "\n"
+    source.write_text(good * 3000 + "{oops\n", encoding="utf-8")
+    result = outshine("predict", student, "--input", source, "--output", output, code=2)
+    assert f"expected one JSON object a line ({source}:3001)\nhint: " in result.stderr
+    assert list(output.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"text": "x"}\n\n', "an empty line, expected a text or a JSON object"),
+        (b'{"text": "x"}\n[1]\n', "no JSON object, expected one JSON object a line"),
+        (b'{"text": "x"}\n{"text": NaN}\n', "NaN is no JSON"),
+        (b'{"text": "x"}\n{"text": "\\ud800"}\n', "surrogates not allowed"),
+        (b'{"text": "x"}\n{"text": "\xff"}\n', "invalid UTF-8, expected UTF-8"),
+    ],
+)
+def test_predict_refuses_a_bad_line_with_its_place(
+    tmp_path: Path, student: Path, content: bytes, message: str
+) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_bytes(content)
+    stderr = outshine("predict", student, "--input", source, code=2).stderr
+    assert stderr.startswith(f"cannot read {source}: ")
+    assert message in stderr
+    assert f"({source}:2)\nhint: " in stderr
+
+
+def test_predict_refuses_missing_files_and_tables(tmp_path: Path, student: Path) -> None:
+    missing = outshine("predict", student, "--input", tmp_path / "no.jsonl", code=2).stderr
+    assert "No such file or directory, expected JSONL or one text per line" in missing
+    table = outshine("predict", student, "--input", tmp_path / "no.csv", code=2).stderr
+    assert "ending '.csv', expected JSONL or one text per line" in table
+    folder = outshine("predict", student, "--output", tmp_path, stdin="x\n", code=2).stderr
+    assert folder.startswith(f"cannot write {tmp_path}: a folder, expected a file")
+
+
+def test_an_unmet_task_is_an_error(student: Path, rows: Path) -> None:
+    unmet = outshine("predict", student, "--task", "duplicate", "--input", rows, code=2).stderr
+    assert unmet.startswith("cannot answer row 1 for task 'duplicate': columns id, body, expected")
+    unknown = outshine("predict", student, "--task", "ticket", "--input", rows, code=2).stderr
+    assert unknown.startswith("unknown task 'ticket' (did you mean 'tickets'?)")
+
+
+def test_a_closed_pipe_ends_predict_quietly(tmp_path: Path, student: Path) -> None:
+    source = tmp_path / "in.txt"
+    source.write_text("my login\n" * 2100, encoding="utf-8")
+    process = in_a_process("predict", student, "--input", source)
+    assert process.stdout is not None and process.stderr is not None
+    assert process.stdout.readline().startswith('{"tickets"')
+    process.stdout.close()
+    assert "Error" not in process.stderr.read()
+    assert process.wait(timeout=60) == 1
+
+
+# --- doctor, distill --------------------------------------------------------------------------
+
+
+def test_doctor_tells_and_does_not_ask_when_offline() -> None:
+    facts = json.loads(outshine("doctor", "--json").stdout)
+    assert facts["hub"]["answers"] is None
+    assert facts["versions"]["torch"]
+    assert facts["cache"]["path"] == os.environ["OUTSHINE_CACHE_DIR"]
+    text = outshine("doctor").stdout
+    assert "offline (not asked: HF_HUB_OFFLINE is set)" in text
+
+
+def test_doctor_waits_no_longer_than_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub.utils
+    from huggingface_hub import constants
+
+    from outshine.doctor import hub_answer
+
+    class Silent:
+        def head(self, *_args: Any, **_options: Any) -> None:
+            time.sleep(5)
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.utils, "get_session", Silent)
+    begin = time.monotonic()
+    assert hub_answer(0.2)["detail"] == "nothing within 0.2 seconds"
+    assert time.monotonic() - begin < 2
+
+
+def test_settings_of_a_stage_are_told_apart() -> None:
+    given = ["lr=1e-4", "student.anneal=constant", "single.epochs=2", "task_weight={a=2.5}"]
+    assert _parse_staged(given) == {
+        "settings": {"lr": 1e-4, "task_weight": {"a": 2.5}},
+        "single": {"epochs": 2},
+        "multi": {},
+        "student": {"anneal": "constant"},
+    }
+    assert set(STAGES) == {"single", "multi", "student"}
