@@ -17,12 +17,6 @@ from outshine.errors import UserError
 from outshine.seeds import stream
 from outshine.tasks import kind_of
 
-# Each micro-batch has a fixed price (casts of weights, launches, gradient sums), here in units
-# of the work for one token; measured with bench/train.py.
-MICRO_BATCH_PRICE = {"cpu": 128, "cuda": 4096}
-MAX_TOKENS = {"cpu": 8192, "cuda": 65536}
-
-
 @dataclass(frozen=True)
 class Part:
     """One task's share of a mixture.
@@ -175,30 +169,55 @@ def cut(lengths: np.ndarray, max_tokens: int, price: int) -> list[np.ndarray]:
     return cuts[::-1]
 
 
-def pad(tables: Sequence[TokenTable], rows: Sequence[np.ndarray], pad_id: int) -> dict:
-    """Rows of several tables as one padded rectangle.
+def fill(lengths: np.ndarray, max_tokens: int) -> list[np.ndarray]:
+    """Divides rows into micro-batches of at most `max_tokens` real tokens, longest rows first.
 
     Args:
-        tables: One per group of rows.
-        rows: Per table, the rows to take; groups stand in this order.
-        pad_id: Token id that fills the rest.
+        lengths: (N,) tokens per row.
+        max_tokens: Most tokens in one micro-batch (a longer row comes alone).
 
     Returns:
-        `input_ids`, `attention_mask` and `token_type_ids`, each (B, L) int64.
+        Indices of rows per micro-batch; every row in exactly one.
     """
-    bounds = [
-        (table, int(table.offsets[row]), int(table.offsets[row + 1]))
+    order = np.argsort(-lengths, kind="stable")
+    made: list[list[int]] = []
+    room = 0
+    for row in order.tolist():
+        if lengths[row] > room:
+            made.append([])
+            room = max_tokens
+        made[-1].append(row)
+        room -= int(lengths[row])
+    return [np.array(rows, np.int64) for rows in made]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Tokens of B rows, one after another, T in all.
+
+    Attributes:
+        tokens: (T,) int64 token ids.
+        types: (T,) int64 segment ids.
+        lengths: (B,) int64 tokens per row.
+    """
+
+    tokens: np.ndarray
+    types: np.ndarray
+    lengths: np.ndarray
+
+
+def gather(tables: Sequence[TokenTable], rows: Sequence[np.ndarray]) -> Rows:
+    """Takes rows of several tables; the rows of one table stand together, in this order."""
+    places = [
+        (table, slice(int(table.offsets[row]), int(table.offsets[row + 1])))
         for table, group in zip(tables, rows, strict=True)
         for row in group
     ]
-    shape = (len(bounds), max(stop - start for _, start, stop in bounds))
-    ids = np.full(shape, pad_id, np.int64)
-    types, mask = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-    for i, (table, start, stop) in enumerate(bounds):
-        ids[i, : stop - start] = table.tokens[start:stop]
-        types[i, : stop - start] = table.types[start:stop]
-        mask[i, : stop - start] = 1
-    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+    return Rows(
+        np.concatenate([table.tokens[place] for table, place in places], dtype=np.int64),
+        np.concatenate([table.types[place] for table, place in places], dtype=np.int64),
+        np.array([place.stop - place.start for _, place in places], np.int64),
+    )
 
 
 @dataclass(frozen=True)
@@ -206,18 +225,16 @@ class MicroBatch:
     """Rows of one forward pass, grouped by task.
 
     Attributes:
-        inputs: As `pad` returns them, (B, L) int64.
+        rows: Their tokens.
         slices: Per task with rows here: (index of the part, first row, row after the last).
         targets: Per slice, (n, C) float32, gold mixed with the teacher.
         weights: Per slice, the weight of each of its rows in the loss.
-        num_tokens: Real tokens.
     """
 
-    inputs: dict[str, np.ndarray]
+    rows: Rows
     slices: tuple[tuple[int, int, int], ...]
     targets: tuple[np.ndarray, ...]
     weights: tuple[float, ...]
-    num_tokens: int
 
 
 @dataclass(frozen=True)
@@ -234,10 +251,7 @@ def make_batch(
     mixture: Mixture,
     drawn: Sequence[np.ndarray],
     gold_weight: float,
-    *,
-    pad_id: int,
-    max_tokens: int,
-    price: int,
+    division: Callable[[np.ndarray], list[np.ndarray]],
 ) -> Batch:
     """Builds one step's micro-batches with their targets.
 
@@ -245,9 +259,7 @@ def make_batch(
         mixture: The mixture.
         drawn: From `steps`.
         gold_weight: Lambda; rows of parts without soft targets have gold alone.
-        pad_id: The tokenizer's padding token.
-        max_tokens: Most padded tokens per micro-batch.
-        price: Of one micro-batch, in tokens (`MICRO_BATCH_PRICE`).
+        division: (B,) lengths of the step's rows -> indices of the rows of each micro-batch.
     """
     owner = np.repeat(np.arange(len(drawn)), [len(positions) for positions in drawn])
     position = np.concatenate(list(drawn))
@@ -255,7 +267,7 @@ def make_batch(
         [p.table.lengths_of(p.rows[at]) for p, at in zip(mixture.parts, drawn, strict=True)]
     )
     micro_batches = []
-    for members in cut(lengths, max_tokens, price):
+    for members in division(lengths):
         members = members[np.argsort(owner[members], kind="stable")]
         present, starts = np.unique(owner[members], return_index=True)
         stops = [*starts[1:].tolist(), len(members)]
@@ -263,10 +275,9 @@ def make_batch(
         positions = [position[members[a:b]] for a, b in zip(starts, stops, strict=True)]
         micro_batches.append(
             MicroBatch(
-                inputs=pad(
+                rows=gather(
                     [part.table for part in parts],
                     [part.rows[at] for part, at in zip(parts, positions, strict=True)],
-                    pad_id,
                 ),
                 slices=tuple(zip(present.tolist(), starts.tolist(), stops, strict=True)),
                 targets=tuple(
@@ -274,7 +285,6 @@ def make_batch(
                     for part, at in zip(parts, positions, strict=True)
                 ),
                 weights=tuple(part.weight for part in parts),
-                num_tokens=int(lengths[members].sum()),
             )
         )
     weight = sum(p.weight * len(at) for p, at in zip(mixture.parts, drawn, strict=True))

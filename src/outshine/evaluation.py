@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from outshine.batches import MAX_TOKENS, pad
+from outshine.batches import Rows, gather
 from outshine.data import TokenTable, encode, tokenize
-from outshine.devices import autocast, pick_device, pick_precision
+from outshine.devices import pick_device, pick_precision
+from outshine.engine import Engine, make_engine
 from outshine.errors import UserError, did_you_mean
 from outshine.metrics import compute
-from outshine.model import MultiTaskModel, load_model, token_inputs
+from outshine.model import load_model
 from outshine.predictions import Predictions
 from outshine.readers import is_labelled
 from outshine.runs import Run, open_run
@@ -29,61 +30,6 @@ from outshine.tasks import Task, kind_of
 # WNLI's dev set contradicts its train set by design; GLUE scores leave it out (BAM! section 3).
 NOT_IN_SCORE = ("wnli",)
 ROWS_PER_CALL = 2048
-
-
-@dataclass(frozen=True)
-class Engine:
-    """A model placed on a device, with what a forward pass needs.
-
-    Attributes:
-        model: In eval mode.
-        pad_id: The tokenizer's padding token.
-        takes_types: Whether the encoder takes segment ids.
-        device: Where the model is.
-        precision: `fp32` or `bf16`.
-        max_tokens: Most padded tokens per forward pass.
-    """
-
-    model: MultiTaskModel
-    pad_id: int
-    takes_types: bool
-    device: torch.device
-    precision: str
-    max_tokens: int
-
-    def pooled(self, inputs: Mapping[str, np.ndarray]) -> torch.Tensor:
-        """(B, D) float32 pooled vectors of padded rows, from `batches.pad`."""
-        tensors = {
-            name: torch.from_numpy(values).to(self.device, non_blocking=True)
-            for name, values in inputs.items()
-            if name != "token_type_ids" or self.takes_types
-        }
-        with autocast(self.device, self.precision):
-            return self.model.pooled(tensors).float()
-
-
-def make_engine(
-    model: MultiTaskModel, tokenizer: Any, device: torch.device, precision: str, max_tokens: int = 0
-) -> Engine:
-    """Moves a model to a device and checks that tokenizer and encoder fit each other."""
-    return Engine(
-        model=model.to(device),
-        pad_id=tokenizer.pad_token_id or 0,
-        takes_types=token_inputs(tokenizer, model),
-        device=device,
-        precision=precision,
-        max_tokens=max_tokens or MAX_TOKENS.get(device.type, MAX_TOKENS["cpu"]),
-    )
-
-
-def chunks(lengths: np.ndarray, max_tokens: int) -> Iterator[np.ndarray]:
-    """Yields row indices for forward passes without gradients, longest rows first."""
-    order = np.argsort(-lengths, kind="stable")
-    start = 0
-    while start < len(order):
-        stop = start + max(1, int(max_tokens // lengths[order[start]]))
-        yield order[start:stop]
-        start = stop
 
 
 @torch.no_grad()
@@ -106,8 +52,8 @@ def table_logits(
     was_training = engine.model.training
     engine.model.eval()
     logits = np.empty((len(rows), kind_of(task).num_outputs(task)), np.float32)
-    for members in chunks(table.lengths_of(rows), engine.max_tokens):
-        pooled = engine.pooled(pad([table], [rows[members]], engine.pad_id))
+    for members in engine.divide(table.lengths_of(rows)):
+        pooled = engine.pooled(gather([table], [rows[members]]))
         logits[members] = engine.model.head(task.name)(pooled).cpu().numpy()
         if on_rows:
             on_rows(len(members))
@@ -298,8 +244,15 @@ class Predictor:
         encoded = list(tokenize(self.tokenizer, list(distinct), self.max_length))
         lengths = np.array([len(ids) for ids, _, _ in encoded], np.int64)
         logits: list[dict[str, np.ndarray]] = [{} for _ in distinct]
-        for members in chunks(lengths, self.engine.max_tokens) if len(lengths) else ():
-            pooled = self.engine.pooled(_pad_lists([encoded[i] for i in members], self.engine.pad_id))
+        for members in self.engine.divide(lengths):
+            chosen = [encoded[i] for i in members]
+            pooled = self.engine.pooled(
+                Rows(
+                    np.concatenate([np.array(ids, np.int64) for ids, _, _ in chosen]),
+                    np.concatenate([np.array(types, np.int64) for _, types, _ in chosen]),
+                    lengths[members],
+                )
+            )
             for name in sorted(set().union(*(heads_of[i] for i in members))):
                 rows = [place for place, i in enumerate(members) if name in heads_of[i]]
                 values = self.engine.model.head(name)(pooled[rows]).cpu().numpy()
@@ -391,16 +344,3 @@ def row_texts(row: Any, tasks: Sequence[Task], number: int, *, strict: bool) -> 
         )
     return found
 
-
-def _pad_lists(encoded: Sequence[tuple[list[int], list[int], bool]], pad_id: int) -> dict:
-    shape = (len(encoded), max(len(ids) for ids, _, _ in encoded))
-    inputs = {
-        "input_ids": np.full(shape, pad_id, np.int64),
-        "attention_mask": np.zeros(shape, np.int64),
-        "token_type_ids": np.zeros(shape, np.int64),
-    }
-    for i, (ids, types, _) in enumerate(encoded):
-        inputs["input_ids"][i, : len(ids)] = ids
-        inputs["attention_mask"][i, : len(ids)] = 1
-        inputs["token_type_ids"][i, : len(ids)] = types
-    return inputs

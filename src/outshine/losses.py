@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from outshine.batches import MicroBatch, Mixture
-from outshine.evaluation import Engine
+from outshine.engine import Engine
 from outshine.tasks import kind_of
 
 
@@ -27,7 +27,7 @@ def micro_batch_loss(
     Returns:
         The scalar loss, and per part its unweighted sum of row losses, detached.
     """
-    pooled = engine.pooled(micro_batch.inputs)
+    pooled = engine.pooled(micro_batch.rows)
     loss = pooled.new_zeros(())
     sums: dict[int, Tensor] = {}
     for (part, start, stop), target, weight in zip(

@@ -20,7 +20,7 @@ from outshine.encoders import loading
 from outshine.errors import UserError, raise_problems
 from outshine.files import read_json, write_json
 from outshine.seeds import stream
-from outshine.tasks import Task, kind_of
+from outshine.tasks import Task, kind_of, stored_tasks
 
 # An unusual number of labels, by which the family's last layer is recognised.
 _MARK = 7
@@ -155,6 +155,7 @@ def _network(
     from transformers import AutoModel, AutoModelForSequenceClassification
 
     family = AutoModelForSequenceClassification if pooling == "auto" else AutoModel
+    labels = config.id2label
     config.num_labels = _MARK
     devices = [*range(torch.cuda.device_count())] if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices), loading(f"the encoder {location}"):
@@ -167,8 +168,9 @@ def _network(
             )
             _check_loaded(location, network, info)
     network.eval()
+    network.config.id2label = labels
     if pooling == "auto":
-        return network, _remove_last_layer(network, location).in_features
+        return network, _remove_last_layer(network, location, _MARK).in_features
     return network, int(config.hidden_size)
 
 
@@ -190,7 +192,7 @@ def _check_loaded(location: str, network: nn.Module, info: Mapping[str, Any]) ->
     )
 
 
-def _remove_last_layer(network: nn.Module, location: str) -> nn.Linear:
+def _remove_last_layer(network: nn.Module, location: str, num_labels: int) -> nn.Linear:
     """Replaces the last linear layer by the identity and returns it."""
     inside = {id(module) for module in network.base_model.modules()}
     last = [
@@ -198,7 +200,7 @@ def _remove_last_layer(network: nn.Module, location: str) -> nn.Linear:
         for name, module in network.named_modules()
         if isinstance(module, nn.Linear)
         and id(module) not in inside
-        and module.out_features == network.config.num_labels
+        and module.out_features == num_labels
     ]
     if len(last) != 1:
         raise UserError(
@@ -236,7 +238,7 @@ def classifier_model(location: str, task: Task) -> MultiTaskModel:
         "a teacher must be a complete sequence-classification checkpoint",
     )
     network.eval()
-    last = _remove_last_layer(network, location)
+    last = _remove_last_layer(network, location, network.config.num_labels)
     model = MultiTaskModel(network, last.in_features, "auto", [task])
     names = [str(network.config.id2label[i]) for i in range(last.out_features)]
     rows, scale, shift = kind_of(task).classifier_rows(task, names)
@@ -280,7 +282,7 @@ def parameter_depths(model: MultiTaskModel) -> dict[str, int]:
         UserError: If the encoder's layers, or where a module belongs, cannot be told.
     """
     encoder, config = model.encoder, model.network.config
-    prefix, layers = _layers(encoder, config)
+    prefix, layers = find_layers(encoder, config)
     order = _first_calls(encoder)
     start, end = order.get(f"{prefix}.0", -1), order.get(f"{prefix}.{len(layers) - 1}", -1)
     if start < 0 or end < 0:
@@ -322,7 +324,13 @@ def _place(
     return "embeddings" if call < start else "top"
 
 
-def _layers(encoder: nn.Module, config: Any) -> tuple[str, nn.ModuleList]:
+def find_layers(encoder: nn.Module, config: Any) -> tuple[str, nn.ModuleList]:
+    """Name and list of an encoder's layers.
+
+    Raises:
+        UserError: If no module list, or more than one, has as many entries as the configuration
+            says.
+    """
     count = getattr(config, "num_hidden_layers", None)
     found = [
         (name, module)
@@ -399,8 +407,8 @@ def load_model(folder: Path) -> tuple[MultiTaskModel, Any, tuple[Task, ...]]:
 
     from outshine.encoders import load_tokenizer
 
-    saved = read_json(folder / "tasks.json")
-    tasks = tuple(Task(**task) for task in saved["tasks"])
+    saved = read_json(folder / "tasks.json", "pooling", "tasks")
+    tasks = stored_tasks(folder / "tasks.json")
     config = _config(str(folder))
     network, width = _network(str(folder), config, saved["pooling"], 0, random_weights=True)
     with loading(f"the encoder in {folder}"):

@@ -15,13 +15,14 @@ import torch
 
 from outshine.console import progress, say
 from outshine.data import TokenTable, encode
-from outshine.encoders import load_tokenizer
+from outshine.encoders import load_tokenizer, locate
 from outshine.errors import UserError, raise_problems
-from outshine.evaluation import Engine, load_engine, make_engine, predict_table
+from outshine.engine import Engine, make_engine
+from outshine.evaluation import load_engine, predict_table
 from outshine.files import cache_dir, digest, read_json
 from outshine.model import classifier_model
 from outshine.predictions import Predictions
-from outshine.readers import FileFormat, Tally, cell_text, file_cells
+from outshine.readers import FileFormat, Tally, cell_text, existing_file, file_cells
 from outshine.runs import Run, open_run
 from outshine.tasks import FILE_ENDINGS, Task, kind_of
 
@@ -67,21 +68,39 @@ def teacher_logits(
     return members[0] if len(members) == 1 else kind_of(table.task).average(members)
 
 
-def _one(source: str, table: TokenTable, rows: np.ndarray, device: str) -> np.ndarray:
+def recognise(source: str, task: Task) -> Path | Run | None:
+    """Tells what a teacher is, without computing anything.
+
+    Returns:
+        The path of a table, a complete run, or None for a transformers classifier.
+
+    Raises:
+        UserError: If it is none of these, or a run of another task.
+    """
     path = Path(source)
     if path.suffix in FILE_ENDINGS:
-        logits, missing = _table_teacher(path, table, rows)
-    elif (path / "run.json").is_file() or _is_run_config(path / "config.json"):
-        logits, missing = _run_teacher(open_run(path), table, rows, device)
-    elif path.exists() or source.startswith((".", "/")) or source.count("/") != 1:
-        if not (path / "config.json").is_file():
-            found = "no run and no classifier in it" if path.exists() else "no such file or folder"
-            raise UserError(
-                f"cannot use the teacher {source} for {table.task.name!r}: {found}",
-                "a teacher is a run, a transformers classification folder or hub id, or a table "
-                "of probabilities (csv, tsv, jsonl, parquet)",
-            )
-        logits, missing = _classifier_teacher(source, table, rows, device)
+        return existing_file(path)
+    if (path / "run.json").is_file() or _is_run_config(path / "config.json"):
+        run = open_run(path)
+        _check_task(run, task)
+        return run
+    is_local = path.exists() or source.startswith((".", "/")) or source.count("/") != 1
+    if is_local and not (path / "config.json").is_file():
+        found = "no run and no classifier in it" if path.exists() else "no such file or folder"
+        raise UserError(
+            f"cannot use the teacher {source} for {task.name!r}: {found}",
+            "a teacher is a run, a transformers classification folder or hub id, or a table "
+            "of probabilities (csv, tsv, jsonl, parquet)",
+        )
+    return None
+
+
+def _one(source: str, table: TokenTable, rows: np.ndarray, device: str) -> np.ndarray:
+    teacher = recognise(source, table.task)
+    if isinstance(teacher, Run):
+        logits, missing = _run_teacher(teacher, table, rows, device)
+    elif teacher is not None:
+        logits, missing = _table_teacher(teacher, table, rows)
     else:
         logits, missing = _classifier_teacher(source, table, rows, device)
     if missing:
@@ -104,7 +123,6 @@ def _run_teacher(
 ) -> tuple[np.ndarray, list[int]]:
     """Logits from a run's cache; rows that it lacks are computed and added to the cache."""
     task = table.task
-    _check_task(run, task)
     path = run.predictions_path(task.name, table.split)
     ids = [table.ids[row] for row in rows.tolist()]
     known = None
@@ -162,14 +180,15 @@ def _classifier_teacher(
     from outshine.devices import pick_device
 
     task = table.task
+    folder = locate(source, "the teacher")
     try:
-        model = classifier_model(source, task)
+        model = classifier_model(folder, task)
     except ValueError as error:
         raise UserError(
             f"cannot use the teacher {source} for {task.name!r}: {error}",
             "set id2label in its config.json to the task's labels, in any order",
         ) from None
-    tokenizer = load_tokenizer(source)
+    tokenizer = load_tokenizer(folder)
     max_length = min(512, getattr(model.network.config, "max_position_embeddings", 512))
     own = encode(task, table.split, tokenizer, max_length, swapped=_has_swapped(table))
     key = digest({"weights": _weights_digest(model), "data": table.data, "ids": own.ids})

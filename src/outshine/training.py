@@ -21,15 +21,24 @@ from typing import Any
 import numpy as np
 import torch
 
-from outshine import batches, encoders, teachers as teaching
-from outshine.batches import MAX_TOKENS, MICRO_BATCH_PRICE, Mixture, Part
+from outshine import batches, dropout, encoders
+from outshine import teachers as teaching
+from outshine.batches import Mixture, Part
 from outshine.config import TrainConfig, resolve
 from outshine.console import progress, say, show
 from outshine.data import TokenTable, encode
 from outshine.devices import pick_device, pick_precision
 from outshine.errors import OutshineError, UserError
-from outshine.evaluation import Engine, make_engine, predict_table, score, table_metrics
-from outshine.files import digest, map_arrays, world_errors, write_arrays, write_json
+from outshine.engine import Engine, make_engine
+from outshine.evaluation import predict_table, score, table_metrics
+from outshine.files import (
+    digest,
+    map_arrays,
+    replacing_folder,
+    world_errors,
+    write_arrays,
+    write_json,
+)
 from outshine.losses import micro_batch_loss
 from outshine.model import MultiTaskModel, build_model, load_model, parameter_depths, save_model
 from outshine.optim import adamw, parameter_groups, set_step
@@ -82,12 +91,7 @@ def train(
         Diverged: If the loss is not finite; the update is not made.
         KeyboardInterrupt: After Ctrl-C, when the checkpoint is written.
     """
-    tasks = unique_tasks(tasks)
-    cfg = resolve(cfg or TrainConfig(), len(tasks), **overrides)
-    _check_task_names(tasks, cfg)
-    names = "-".join(task.name for task in tasks)
-    path = Path(out) if out is not None else Path("runs") / f"{names}-seed{cfg.seed}"
-    check_new(path, force)
+    tasks, cfg, path = settle(tasks, cfg or TrainConfig(), out, force, overrides)
     if cfg.num_threads:
         torch.set_num_threads(cfg.num_threads)
     torch.use_deterministic_algorithms(cfg.deterministic)
@@ -95,6 +99,23 @@ def train(
     describe(plan)
     with locked(path):
         return _train_into(Run(path), plan, force)
+
+
+def settle(
+    tasks: Sequence[Task],
+    cfg: TrainConfig,
+    out: str | Path | None,
+    force: bool,
+    overrides: dict[str, Any],
+) -> tuple[tuple[Task, ...], TrainConfig, Path]:
+    """The tasks, complete settings and folder that `train` uses for these arguments, checked."""
+    tasks = unique_tasks(tasks)
+    cfg = resolve(cfg, len(tasks), **overrides)
+    _check_task_names(tasks, cfg)
+    names = "-".join(task.name for task in tasks)
+    path = Path(out) if out is not None else Path("runs") / f"{names}-seed{cfg.seed}"
+    check_new(path, force)
+    return tasks, cfg, path
 
 
 @dataclass(frozen=True)
@@ -134,7 +155,12 @@ def prepare(
     if cfg.gradient_checkpointing:
         model.network.gradient_checkpointing_enable()
     engine = make_engine(
-        model, tokenizer, device, pick_precision(cfg.precision, device), cfg.max_tokens
+        model,
+        tokenizer,
+        device,
+        pick_precision(cfg.precision, device),
+        max_tokens=cfg.max_tokens,
+        plain=cfg.compile or cfg.gradient_checkpointing,
     )
     _check_length(model, cfg.max_length)
     depths = parameter_depths(model) if cfg.layer_decay != 1.0 else None
@@ -406,18 +432,13 @@ def _fit(run: Run, plan: Plan, optimizer: torch.optim.Optimizer, state: State) -
     """The training loop: one pass of the `for` is one optimizer step."""
     cfg, mixture, model = plan.cfg, plan.mixture, plan.engine.model
     device = plan.engine.device
-    cutting = {
-        "pad_id": plan.engine.pad_id,
-        "max_tokens": cfg.max_tokens or MAX_TOKENS.get(device.type, MAX_TOKENS["cpu"]),
-        "price": MICRO_BATCH_PRICE.get(device.type, MICRO_BATCH_PRICE["cpu"]),
-    }
     log = Log(run, plan, state)
     model.train()
     with progress(_title(plan), mixture.num_steps, state.step) as bar, _interruptible() as stop:
         for drawn in batches.steps(mixture, cfg.seed, state.step):
             weight = gold_weight(cfg.anneal, state.step / mixture.num_steps, cfg.gold_weight)
-            batch = batches.make_batch(mixture, drawn, weight, **cutting)
-            torch.manual_seed(stream(cfg.seed, "dropout", state.step))
+            batch = batches.make_batch(mixture, drawn, weight, plan.engine.divide)
+            dropout.seed(stream(cfg.seed, "dropout", state.step))
             denominator = batch.weight if cfg.loss_reduction == "mean" else 1.0
             step_loss = torch.zeros((), device=device)
             for micro_batch in batch.micro_batches:
@@ -613,7 +634,7 @@ def _checkpoint(
 def _restore(run: Run, plan: Plan, optimizer: torch.optim.Optimizer, state: State) -> None:
     """Takes a run up from its checkpoint, after checking that it is the same run."""
     arrays, header = map_arrays(run.checkpoint_path)
-    _same_identity(run, header["identity"], plan.identity)
+    same_identity(run, header["identity"], plan.identity)
     model = plan.engine.model
     with torch.no_grad():
         for i, (name, parameter) in enumerate(model.named_parameters()):
@@ -636,7 +657,8 @@ def _restore(run: Run, plan: Plan, optimizer: torch.optim.Optimizer, state: Stat
     say(f"resuming {run.path} at step {state.step:,} of {plan.mixture.num_steps:,}")
 
 
-def _same_identity(run: Run, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+def same_identity(run: Run, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Refuses a run that was made with other settings, data or teachers, and names what differs."""
     for section, value in wanted.items():
         before = found.get(section)
         if before == value:
@@ -679,8 +701,8 @@ def _finish(run: Run, plan: Plan, state: State) -> Run:
     if cfg.keep == "predictions":
         _save_train_logits(run, plan, engine, run_id)
     if cfg.keep == "all":
-        with world_errors(run.model_dir):
-            save_model(engine.model, plan.tokenizer, plan.tasks, run.model_dir)
+        with replacing_folder(run.model_dir) as folder:
+            save_model(engine.model, plan.tokenizer, plan.tasks, folder)
     write_json(run.path / "metrics.json", metrics)
     write_json(run.path / "run.json", _provenance(plan, state, run_id))
     shutil.rmtree(run.path / "checkpoint", ignore_errors=True)
@@ -720,6 +742,7 @@ def _provenance(plan: Plan, state: State, run_id: str) -> dict[str, Any]:
             }
             for part in plan.mixture.parts
         },
+        "teachers": plan.identity["teachers"],
         "device": device_name(engine.device),
         "precision": engine.precision,
         "num_threads": torch.get_num_threads(),

@@ -1,0 +1,147 @@
+"""A model on a device, ready for forward passes over rows of any length.
+
+B rows of a pass, T tokens of all of them, L of the longest, D features of a pooled vector.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from outshine.batches import Rows, cut, fill
+from outshine.devices import autocast
+from outshine.dropout import use_fast_dropout
+from outshine.errors import UserError
+from outshine.model import MultiTaskModel, find_layers, token_inputs
+from outshine.packing import Packing, find_packing, make_segments
+
+# Most tokens of one pass: bounds memory, and on CPUs keeps activations near the caches.
+MAX_TOKENS = {"cpu": 8192, "cuda": 65536}
+# The fixed cost of one padded micro-batch, or of one attention call over a group of packed rows,
+# in units of the work for one more padded token; measured with bench/train.py.
+MICRO_BATCH_PRICE = {"cpu": 128, "cuda": 4096}
+GROUP_PRICE = 64
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A model with what its forward pass needs.
+
+    Attributes:
+        model: The model, on `device`.
+        pad_id: The tokenizer's padding token.
+        takes_types: Whether the encoder takes segment ids.
+        device: Where the model is.
+        precision: `fp32` or `bf16`, of the encoder; heads and losses are float32.
+        max_tokens: Most tokens per pass, padding included.
+        packing: How rows are packed; None where they are padded.
+    """
+
+    model: MultiTaskModel
+    pad_id: int
+    takes_types: bool
+    device: torch.device
+    precision: str
+    max_tokens: int
+    packing: Packing | None
+
+    def divide(self, lengths: np.ndarray) -> list[np.ndarray]:
+        """Indices of the rows of each pass, longest rows first.
+
+        Args:
+            lengths: (N,) tokens per row.
+        """
+        if self.packing is not None:
+            return fill(lengths, self.max_tokens)
+        price = MICRO_BATCH_PRICE.get(self.device.type, MICRO_BATCH_PRICE["cpu"])
+        pieces = np.array_split(np.argsort(-lengths, kind="stable"), -(-len(lengths) // 512) or 1)
+        return [
+            piece[members]
+            for piece in pieces
+            for members in cut(lengths[piece], self.max_tokens, price)
+        ]
+
+    def pooled(self, rows: Rows) -> Tensor:
+        """(B, D) float32 pooled vectors of rows."""
+        inputs = self._padded(rows) if self.packing is None else self._packed(rows, self.packing)
+        with autocast(self.device, self.precision):
+            return self.model.pooled(inputs).float()
+
+    def _padded(self, rows: Rows) -> dict[str, Any]:
+        inside = np.arange(rows.lengths.max())[None, :] < rows.lengths[:, None]
+        ids = np.full(inside.shape, self.pad_id, np.int64)
+        ids[inside] = rows.tokens
+        inputs = {"input_ids": ids, "attention_mask": inside.astype(np.int64)}
+        if self.takes_types:
+            types = np.zeros(inside.shape, np.int64)
+            types[inside] = rows.types
+            inputs["token_type_ids"] = types
+        return {name: torch.from_numpy(x).to(self.device) for name, x in inputs.items()}
+
+    def _packed(self, rows: Rows, packing: Packing) -> dict[str, Any]:
+        starts = np.cumsum(rows.lengths) - rows.lengths
+        positions = np.arange(len(rows.tokens)) - np.repeat(starts, rows.lengths)
+        inputs = {"input_ids": rows.tokens, "position_ids": positions + packing.first_position}
+        if self.takes_types:
+            inputs["token_type_ids"] = rows.types
+        tensors: dict[str, Any] = {
+            name: torch.from_numpy(x).unsqueeze(0).to(self.device) for name, x in inputs.items()
+        }
+        groups = cut(rows.lengths, self.max_tokens, GROUP_PRICE)
+        tensors["segments"] = make_segments(rows.lengths, groups, self.device)
+        return tensors
+
+
+def make_engine(
+    model: MultiTaskModel,
+    tokenizer: Any,
+    device: torch.device,
+    precision: str,
+    *,
+    max_tokens: int = 0,
+    plain: bool = False,
+) -> Engine:
+    """Moves a model to a device and prepares its forward pass.
+
+    Args:
+        model: From `build_model`, `load_model` or `classifier_model`.
+        tokenizer: Its tokenizer; checked against the word embedding.
+        device: Where to compute. Rows are packed on the CPU, and padded elsewhere.
+        precision: `fp32` or `bf16`.
+        max_tokens: Most tokens per pass, 0 for the device's default.
+        plain: Leaves dropout and attention as the family has them (for torch.compile and
+            gradient checkpointing, which replay torch's random numbers).
+
+    Raises:
+        UserError: If the tokenizer has more tokens than the encoder has embeddings.
+    """
+    pad_id = tokenizer.pad_token_id or 0
+    takes_types = token_inputs(tokenizer, model)
+    packing = None
+    if device.type == "cpu" and not plain:
+        use_fast_dropout(model)
+        packing = _packing(model, pad_id)
+    return Engine(
+        model=model.to(device),
+        pad_id=pad_id,
+        takes_types=takes_types,
+        device=device,
+        precision=precision,
+        max_tokens=max_tokens or MAX_TOKENS.get(device.type, MAX_TOKENS["cpu"]),
+        packing=packing,
+    )
+
+
+def _packing(model: MultiTaskModel, pad_id: int) -> Packing | None:
+    if model.pooling == "mean":  # needs all tokens of a row, not the first alone
+        return None
+    try:
+        _, layers = find_layers(model.encoder, model.network.config)
+    except UserError:
+        return None
+    model.eval()
+    return find_packing(model.network, layers[-1], model.pooled, pad_id)
