@@ -1,4 +1,4 @@
-"""One revision per data set and process, and what can go wrong with the hub, in our words."""
+"""Data sets of the hub, one revision of each per process, and the hub's errors in our words."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from typing import Any
 
 from outshine.errors import UserError, WorldError
 
@@ -51,11 +52,46 @@ def asking_the_hub(what: str, tried: str = "") -> Iterator[None]:
 
 
 @cache
-def data_set_revision(repository: str) -> str | None:
+def data_set_split(repository: str, config: str, split: str) -> Any:
+    """Downloads one split of a data set, or finds it in the cache of the package `datasets`.
+
+    Args:
+        repository: Id of the data set.
+        config: Its configuration, or "" for the only one.
+        split: Its split, by the hub's name.
+
+    Returns:
+        A `datasets.Dataset`.
+
+    Raises:
+        UserError: If the data set, configuration or split does not exist or cannot be decoded,
+            or the package `datasets` is missing.
+        WorldError: If the hub does not answer.
+    """
+    what = f"cannot read {repository} from the hub"
+    try:
+        import datasets
+    except ImportError:
+        raise UserError(
+            f"{what}: the package `datasets` is missing", "pip install 'outshine[hub]'"
+        ) from None
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    with asking_the_hub(what):
+        revision = _revision(repository)
+        try:
+            return datasets.load_dataset(repository, config or None, split=split, revision=revision)
+        except (datasets.exceptions.DatasetsError, ValueError, RuntimeError) as error:
+            raise UserError(
+                f"{what}: {error}", "check the id, the configuration and the split"
+            ) from error
+
+
+@cache
+def _revision(repository: str) -> str | None:
     """The commit of a data set that this process reads, or None when the client is offline.
 
-    A single question: `datasets.load_dataset` asks a silent hub again for half a minute. Call it
-    inside `asking_the_hub`.
+    A single question, because `load_dataset` asks a silent hub again for half a minute.
     """
     from huggingface_hub import HfApi, is_offline_mode
 

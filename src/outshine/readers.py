@@ -11,7 +11,6 @@ import math
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import numpy as np
 
 from outshine.errors import MAX_PROBLEMS_SHOWN, UserError, did_you_mean, raise_problems
 from outshine.files import digest, digest_file, read_errors
-from outshine.hub import asking_the_hub, data_set_revision
+from outshine.hub import data_set_split
 from outshine.tasks import FILE_ENDINGS, Task, kind_of
 
 # One cell may hold a whole document.
@@ -388,27 +387,5 @@ def _hub_rows(task: Task, source: str) -> Iterator[Cells]:
 
 
 def _hub_split(task: Task, source: str) -> Any:
-    """The `datasets.Dataset` that holds one split of the task."""
     config, _, split = task.files[source].rpartition(":")
-    return _hub_data_set(task.hub, config or task.hub_config, split)
-
-
-@cache
-def _hub_data_set(repository: str, config: str, split: str) -> Any:
-    what = f"cannot read {repository} from the hub"
-    try:
-        import datasets
-    except ImportError:
-        raise UserError(
-            f"{what}: the package `datasets` is missing", "pip install 'outshine[hub]'"
-        ) from None
-    if not sys.stderr.isatty():
-        datasets.disable_progress_bars()
-    with asking_the_hub(what):
-        revision = data_set_revision(repository)
-        try:
-            return datasets.load_dataset(repository, config or None, split=split, revision=revision)
-        except (datasets.exceptions.DatasetsError, ValueError, RuntimeError) as error:
-            raise UserError(
-                f"{what}: {error}", "check the id, the configuration and the split"
-            ) from error
+    return data_set_split(task.hub, config or task.hub_config, split)
