@@ -1,0 +1,77 @@
+"""The whole story in a few minutes: five tasks of a support desk, one student for all of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from outshine.console import say
+from outshine.distillation import STUDENT, Distillation, distill
+from outshine.evaluation import load
+from outshine.tasks import Task
+
+SUITE = Path(__file__).parent / "demo_suite"
+TASKS = ("intent", "sentiment", "urgency", "duplicate", "answers")
+
+# Chosen on other seeds than the demo's, so that it takes less than 5 minutes on 2 cores.
+_SINGLE = {"preset": "small-single", "lr": 2e-4, "epochs": 4.0, "batch_size": 32}
+_MULTI = {"preset": "small-multi", "lr": 2e-4, "epochs": 4.0, "batch_size": 32}
+
+_FRESH = (
+    {"text": "Water drips from the ceiling onto your hub and it sparks, what do I do?"},
+    {"text": "You billed me for Pro in March although I have been on Basic since January."},
+    {
+        "text": "Is there a way to see last winter's temperatures again?",
+        "reply": "Yes: open the chart of a room and choose the year at the top.",
+    },
+)
+
+
+def demo_tasks() -> list[Task]:
+    """The five tasks of the suite that is shipped with the package (CC0)."""
+    return [Task.load(SUITE / f"{name}.toml") for name in TASKS]
+
+
+def run_demo(out: str | Path = "outshine-demo", seed: int = 1) -> Distillation:
+    """Trains five teachers, a plain multi-task model and their student on the built-in encoder.
+
+    Prints the table of scores and costs, three answers of the student, how to use it, and what
+    one seed can show. Given the same folder again it takes seconds.
+
+    Args:
+        out: Folder of all the runs.
+        seed: Of every run.
+    """
+    made = distill(
+        demo_tasks(), encoder="builtin", out=out, seed=seed, single=_SINGLE, multi=_MULTI
+    )
+    say("\nWhat the student says to texts that it has never seen:")
+    for row, answer in zip(_FRESH, load(made.student).predict(_FRESH), strict=True):
+        say("\n".join(["", *(f'{key}: "{text}"' for key, text in row.items())]))
+        say(f"  {', '.join(map(_in_words, answer.items()))}")
+    question = '{"text": "My card was charged twice"}'
+    say(f"\nAsk it yourself:\n  echo '{question}' | outshine predict {made.student.path}")
+    say(_what_one_seed_shows(made))
+    return made
+
+
+def _in_words(answer: tuple[str, dict[str, Any]]) -> str:
+    name, content = answer
+    if "value" in content:
+        return f"{name} {content['value']:.1f}"
+    return f"{name} {content['label']} ({content['probs'][content['label']]:.0%})"
+
+
+def _what_one_seed_shows(made: Distillation) -> str:
+    score = made.results["score"]
+    gain = 100 * (score[STUDENT]["value"] - score["single"]["value"])
+    error = 100 * max(score[arm]["standard_error"] for arm in (STUDENT, "single"))
+    return f"""
+What this shows: one model answers all five tasks, at the cost in the table. Its score is
+{abs(gain):.1f} points {"above" if gain >= 0 else "below"} that of five models; so many dev rows \
+tell each score to about ± {error:.1f}
+(one standard error).
+
+What it cannot show: which way of training is better. Each column is one run per model. Another
+seed moves every cell, often by as much as the columns differ here: see for yourself with
+`outshine demo --seed 2 --out {made.path}-2`. A claim needs many seeds and a test."""
