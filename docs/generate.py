@@ -47,7 +47,7 @@ def help_page(words: list[str]) -> str:
 
 def attributes(model: type[BaseModel]) -> dict[str, str]:
     """Attribute -> its text in the Google docstring of a class, on one line."""
-    section = inspect.getdoc(model).split("Attributes:\n")[1]  # type: ignore[union-attr]
+    section = (inspect.getdoc(model) or "").split("Attributes:\n")[1]
     entries = re.findall(r"^(\w+): (.*(?:\n +.*)*)", textwrap.dedent(section), re.MULTILINE)
     return {name: " ".join(text.split()) for name, text in entries}
 
