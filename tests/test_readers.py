@@ -183,7 +183,7 @@ def test_own_files_have_ragged_rows_refused_with_all_their_lines(tmp_path: Path)
         list(read_rows(make(path), "train"))
     assert str(caught.value) == (
         f"cannot read {path}: 4 problems\n"
-        f"  1 cells, expected 2 cells ({path}:3)\n"
+        f"  1 cell, expected 2 cells ({path}:3)\n"
         f"  an empty line, expected 2 cells ({path}:4)\n"
         f"  3 cells, expected 2 cells ({path}:5)\n"
         f"  column 'body': empty, expected text ({path}:6)\n"

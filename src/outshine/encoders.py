@@ -51,7 +51,7 @@ def locate(name: str, what: str = "the encoder") -> str:
     ):
         if not any((folder / name).is_file() for name in names):
             raise UserError(f"{what}: no {needed}, expected {' or '.join(names)} in it", hint)
-    read_json(folder / "config.json")
+    read_json(folder / "config.json", "model_type")
     return str(folder)
 
 

@@ -9,6 +9,8 @@ import errno
 import hashlib
 import json
 import os
+import re
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,18 +28,30 @@ _HEADER_LIMIT = 100_000_000
 
 @contextmanager
 def world_errors(path: Path) -> Iterator[None]:
-    """Turns an OSError while writing `path` (full disk, read-only folder) into a WorldError."""
+    """Turns the system's error while writing `path` (full disk, ...) into a WorldError."""
     try:
         yield
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    except Exception as error:
+        number = _error_number(error)
+        if number is None:
+            raise
+        reason = os.strerror(number) if number else str(error)
+        full = number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         hint = (
             "free some space, or choose a folder on another disk"
             if full
             else "choose a folder that can be written"
         )
         raise WorldError(f"cannot write {path}: {reason}", hint) from error
+
+
+def _error_number(error: Exception) -> int | None:
+    """Number of a system error, 0 for one without number, None for other errors."""
+    if isinstance(error, OSError):
+        return error.errno or 0
+    # safetensors and tokenizers tell it in the text of errors of their own
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None
 
 
 @contextmanager
@@ -55,6 +69,26 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             os.replace(name, path)
         except BaseException:
             Path(name).unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Makes a temporary folder that takes the place of `path` when the block ends without error."""
+    with world_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        try:
+            made.chmod(0o755)
+            yield made
+            for file in made.rglob("*"):
+                if file.is_file():
+                    with file.open("rb") as written:
+                        os.fsync(written.fileno())
+            shutil.rmtree(path, ignore_errors=True)
+            made.rename(path)
+        except BaseException:
+            shutil.rmtree(made, ignore_errors=True)
             raise
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from outshine.errors import UserError
 from outshine.files import read_json, world_errors, write_json
-from outshine.tasks import Task
+from outshine.tasks import Task, stored_tasks
 
 FORMAT = 1
 
@@ -71,14 +71,7 @@ class Run:
         Raises:
             UserError: If `config.json` is damaged.
         """
-        try:
-            return tuple(Task(**task) for task in self.config()["tasks"])
-        except (TypeError, ValueError):
-            path = self.path / "config.json"
-            raise UserError(
-                f"cannot read {path}: a damaged task, expected those of the run (tasks)",
-                "the file was changed: train the run again",
-            ) from None
+        return stored_tasks(self.path / "config.json")
 
 
 def open_run(path: str | Path | Run) -> Run:

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from outshine.errors import UserError, did_you_mean, raise_problems
-from outshine.files import read_errors
+from outshine.files import read_errors, read_json
 from outshine.kinds import KINDS, Kind
 from outshine.metrics import METRICS
 
@@ -213,6 +213,21 @@ def _toml_value(value: Any) -> str:
     if isinstance(value, tuple):
         value = list(value)
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def stored_tasks(path: Path) -> tuple[Task, ...]:
+    """The tasks that a run has written under `tasks` in a JSON file.
+
+    Raises:
+        UserError: If the file is missing or damaged.
+    """
+    try:
+        return tuple(Task(**task) for task in read_json(path, "tasks")["tasks"])
+    except (TypeError, ValueError):
+        raise UserError(
+            f"cannot read {path}: a damaged task, expected those of the run (tasks)",
+            "the file was changed: train the run again",
+        ) from None
 
 
 def unique_tasks(tasks: Sequence[Task]) -> tuple[Task, ...]:
