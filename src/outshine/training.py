@@ -198,8 +198,8 @@ def _check_task_names(tasks: Sequence[Task], cfg: TrainConfig) -> None:
     names = [task.name for task in tasks]
     for key in ("task_weight", "sampling_weights", "symmetric"):
         by_task = getattr(cfg, key)
-        unknown = [name for name in by_task if name not in names] if by_task is not True else []
-        if unknown if isinstance(by_task, dict) else False:
+        unknown = [n for n in by_task if n not in names] if isinstance(by_task, dict) else []
+        if unknown:
             raise UserError(
                 f"cannot use {key}: no task {unknown[0]!r}, expected some of {', '.join(names)}",
                 "name tasks that are trained",
