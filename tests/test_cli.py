@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from outshine.cli import STAGES, _parse_staged, app
+from outshine.cli import _parse_stages, app
 from outshine.runs import Run
 from outshine.tasks import Task
 
@@ -269,13 +269,14 @@ def test_ctrl_c_saves_exits_130_and_the_same_command_resumes(
     out = tmp_path / "run"
     log = out / "log.jsonl"
     train = ("train", tickets, "--encoder", encoder, "--out", out)
-    train += ("--set", "max_steps=600", "--set", "epochs=600", "--set", "log_every=1")
+    train += ("--set", "max_steps=60", "--set", "epochs=60", "--set", "log_every=1")
+    train += ("--set", "batch_size=4", "--set", "device=cpu")
     process = in_a_process(*train)
     deadline = time.monotonic() + 120
     while not (log.exists() and log.read_text().count("\n") > 3):
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
-        time.sleep(0.05)
+        time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -285,7 +286,7 @@ def test_ctrl_c_saves_exits_130_and_the_same_command_resumes(
     assert not Run(out).is_complete
     assert "it is incomplete" in outshine("eval", out, code=2).stderr
     assert f"resuming {out} at step " in outshine(*train).stderr
-    assert Run(out).info()["steps"] == 600
+    assert Run(out).info()["steps"] == 60
 
 
 # --- predict ----------------------------------------------------------------------------------
@@ -417,12 +418,29 @@ def test_doctor_waits_no_longer_than_told(monkeypatch: pytest.MonkeyPatch) -> No
     assert time.monotonic() - begin < 2
 
 
-def test_settings_of_a_stage_are_told_apart() -> None:
-    given = ["lr=1e-4", "student.anneal=constant", "single.epochs=2", "task_weight={a=2.5}"]
-    assert _parse_staged(given) == {
-        "settings": {"lr": 1e-4, "task_weight": {"a": 2.5}},
-        "single": {"epochs": 2},
-        "multi": {},
+def test_a_setting_of_a_stage_wins_over_that_of_all() -> None:
+    given = ["single.lr=3e-4", "lr=1e-4", "student.anneal=constant", "task_weight={a=2.5}"]
+    common = {"task_weight": {"a": 2.5}}
+    assert _parse_stages(given) == {
+        "single": {"lr": 3e-4} | common,
+        "multi": {"lr": 1e-4} | common,
         "student": {"anneal": "constant"},
     }
-    assert set(STAGES) == {"single", "multi", "student"}
+
+
+def test_distill_prints_the_results_as_json(
+    tmp_path: Path, tickets: Path, duplicate: Path, encoder: Path
+) -> None:
+    out = tmp_path / "all"
+    args = ("distill", tickets, duplicate, "--encoder", encoder, "--out", out, *FEW_STEPS)
+    results = json.loads(
+        outshine(*args, "--set", "single.max_steps=1", "--seed", "2", "--json").stdout
+    )
+    assert results["seed"] == 2
+    assert Run(out / "teachers" / "tickets").info()["steps"] == 1
+    assert Run(out / "student").info()["steps"] == 2
+    assert Run(out / "student").config()["settings"]["seed"] == 2
+    assert (
+        "expected a folder, a hub id or `builtin`"
+        in outshine(*("distill", tickets, duplicate, "--out", tmp_path / "x"), code=2).stderr
+    )

@@ -25,6 +25,7 @@ from outshine.command import (
     Seed,
     Settings,
     Tasks,
+    Teacher,
     command,
     find_tasks,
     print_json,
@@ -75,7 +76,7 @@ def _app(
 @command(app, "demo")
 def demo(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of all the runs.")] = Path(
-        "runs/demo"
+        "outshine-demo"
     ),
     seed: Seed = None,
 ) -> None:
@@ -94,14 +95,7 @@ def train(
         typer.Option(metavar="RUN", help="The run's folder.  [default: runs/<tasks>-seed<seed>]"),
     ] = None,
     glue_dir: GlueDir = None,
-    teacher: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="TASK=TEACHER",
-            help="A run, a transformers classifier, or a table of probabilities; several for one "
-            "task are an ensemble. Repeatable.",
-        ),
-    ] = None,
+    teacher: Teacher = None,
     preset: Annotated[
         str | None, typer.Option(help="bam-single, bam-multi, small-single, small-multi, ...")
     ] = None,
@@ -142,11 +136,10 @@ def train(
 @command(app, "distill")
 def distill(
     tasks: Tasks,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of all the runs.")],
     encoder: Encoder = None,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of all the runs.")] = Path(
-        "runs/distilled"
-    ),
     glue_dir: GlueDir = None,
+    teacher: Teacher = None,
     seed: Seed = None,
     settings: Annotated[
         list[str] | None,
@@ -154,7 +147,7 @@ def distill(
             "--set",
             metavar="[STAGE.]KEY=VALUE",
             help="A setting of every run, or of one stage: single (the teachers), multi (the "
-            "plain multi-task model) or student. Repeatable.",
+            "plain multi-task model and the student) or student. Repeatable.",
         ),
     ] = None,
     force: Force = False,
@@ -167,19 +160,20 @@ def distill(
     """
     from outshine import distillation
 
-    staged = _parse_staged(settings or [])
-    encoder = encoder or staged["settings"].pop("encoder", None)
-    seed = seed if seed is not None else staged["settings"].pop("seed", 1)
-    if encoder is None:
-        raise UserError(
-            "cannot train: no encoder given, expected a folder, a hub id or `builtin`",
-            "add `--encoder builtin`",
-        )
-    result = distillation.distill(
-        find_tasks(tasks, glue_dir), encoder=encoder, out=out, seed=seed, force=force, **staged
+    stages = _parse_stages(settings or [])
+    seed = seed if seed is not None else stages["single"].get("seed", 1)
+    made = distillation.distill(
+        find_tasks(tasks, glue_dir),
+        encoder=encoder or "",
+        out=out,
+        teachers=_parse_teachers(teacher or []),
+        seed=seed,
+        force=force,
+        settings=_given(encoder=encoder, seed=seed),
+        **stages,
     )
     if as_json:
-        print_json(result)
+        print_json(made.results)
 
 
 # --- using a run ------------------------------------------------------------------------------
@@ -346,18 +340,22 @@ def _parse_teachers(pairs: Sequence[str]) -> dict[str, list[str]]:
     return teachers
 
 
-def _parse_staged(assignments: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """`settings` of all stages, and those of each stage, of `[STAGE.]KEY=VALUE` arguments."""
+def _parse_stages(assignments: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Stage -> its settings, of `[STAGE.]KEY=VALUE` arguments; those of a stage win.
+
+    The student starts from the settings of `multi`, so that it needs its own alone.
+    """
     from outshine.config import parse_settings
 
-    groups: dict[str, list[str]] = {"settings": [], **{stage: [] for stage in STAGES}}
-    for assignment in assignments:
-        stage, dot, rest = assignment.partition(".")
-        if dot and stage in STAGES:
-            groups[stage].append(rest)
-        else:
-            groups["settings"].append(assignment)
-    return {name: parse_settings(group) for name, group in groups.items()}
+    common = [a for a in assignments if a.partition(".")[0] not in STAGES]
+    own = {
+        stage: [a.removeprefix(f"{stage}.") for a in assignments if a.startswith(f"{stage}.")]
+        for stage in STAGES
+    }
+    return {
+        stage: parse_settings([*(common if stage != "student" else []), *own[stage]])
+        for stage in STAGES
+    }
 
 
 def _percent(value: float, values: dict[str, float]) -> str:

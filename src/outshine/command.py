@@ -41,6 +41,14 @@ GlueDir = Annotated[
     Path | None,
     typer.Option(help="Folder of the GLUE files; else OUTSHINE_GLUE_DIR, else the hub."),
 ]
+Teacher = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="TASK=TEACHER",
+        help="A run, a transformers classifier, or a table of probabilities; several for one "
+        "task are an ensemble. Repeatable.",
+    ),
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="A setting, such as lr=1e-4. Repeatable."),
