@@ -22,10 +22,10 @@ def examine() -> dict[str, Any]:
     """Returns what `outshine doctor` tells, as plain data.
 
     Returns:
-        {"versions": {name: version or None}, "device": `cpu` or `cuda`, "device_name",
-        "bf16": whether it computes in bf16, "num_threads", "cache": {"path", "bytes"}, "builtin_encoder": whether its
-        package is installed, "glue_dir": {"path" or None, "exists"}, "hub": {"address",
-        "answers": None when offline, "detail"}}.
+        {"versions": {name: version or None}, "device": `cpu` or `cuda`, "device_name", "bf16":
+        whether it computes in bf16, "num_threads", "cache": {"path", "bytes"},
+        "builtin_encoder": whether its package is installed, "glue_dir": {"path" or None,
+        "exists"}, "hub": see `hub_answer`}.
     """
     import torch
 
