@@ -11,9 +11,11 @@ and the final losses, which must agree within 5 % for the comparison to mean any
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import platform
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -23,13 +25,15 @@ import numpy as np
 import torch
 
 from outshine import encoders, training
+from outshine.checkpoints import State
 from outshine.config import TrainConfig, resolve
 from outshine.console import set_quiet
 from outshine.data import encode
 from outshine.glue_tasks import glue
 from outshine.optim import adamw, parameter_groups
+from outshine.planning import prepare
+from outshine.provenance import device_name
 from outshine.runs import Run
-from outshine.training import device_name
 
 LR = 5e-5
 TUNED = {"bf16": True, "train_sampling_strategy": "group_by_length"}
@@ -53,18 +57,20 @@ def outshine_side(args: argparse.Namespace, seed: int, precision: str) -> tuple[
         ),
         1,
     )
-    plan = training.prepare(tuple(glue("mnli", data_dir=args.glue_dir)), cfg, None)
-    optimizer = adamw(parameter_groups(plan.engine.model, None, 1.0, cfg.weight_decay), 1e-8)
+    plan = prepare(tuple(glue("mnli", data_dir=args.glue_dir)), cfg, None)
+    optimizer = adamw(parameter_groups(plan.forward.model, None, 1.0, cfg.weight_decay), 1e-8)
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder))
         start = time.perf_counter()
-        training._fit(run, plan, optimizer, training.State())
+        training._fit(run, plan, optimizer, State())
         seconds = time.perf_counter() - start
         losses = [json.loads(line)["loss"] for line in run.log_path.read_text().splitlines()]
     return seconds, statistics.fmean(losses[-len(losses) // 4 :])
 
 
-def trainer_side(args: argparse.Namespace, seed: int, options: dict[str, Any]) -> tuple[float, float]:
+def trainer_side(
+    args: argparse.Namespace, seed: int, options: dict[str, Any]
+) -> tuple[float, float]:
     """The same for transformers.Trainer."""
     from transformers import (
         AutoModelForSequenceClassification,
@@ -89,8 +95,11 @@ def trainer_side(args: argparse.Namespace, seed: int, options: dict[str, Any]) -
     ]
     torch.manual_seed(seed)
     model = AutoModelForSequenceClassification.from_pretrained(
-        location, num_labels=3, dtype=torch.float32,
-        hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1,
+        location,
+        num_labels=3,
+        dtype=torch.float32,
+        hidden_dropout_prob=0.1,
+        attention_probs_dropout_prob=0.1,
     )
     times: dict[str, float] = {}
     losses: list[float] = []
@@ -149,7 +158,6 @@ def main() -> None:
     results: dict[str, list[tuple[float, float]]] = {name: [] for name in args.sides}
     for pair in range(args.pairs):
         for name in args.sides:
-            import contextlib, sys
             with contextlib.redirect_stdout(sys.stderr):
                 results[name].append(sides[name](pair))
     speed = {name: [args.rows / seconds for seconds, _ in pairs] for name, pairs in results.items()}

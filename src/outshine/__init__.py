@@ -36,7 +36,7 @@ _HOME = {
     "load": "evaluation",
     "train": "training",
 }
-__all__ = sorted(_HOME)  # noqa: PLE0605
+__all__ = sorted(_HOME)
 __version__ = "0.1.0"
 
 

@@ -17,6 +17,7 @@ from outshine.errors import UserError
 from outshine.seeds import stream
 from outshine.tasks import kind_of
 
+
 @dataclass(frozen=True)
 class Part:
     """One task's share of a mixture.
@@ -84,7 +85,7 @@ def probabilities(
 
 
 def num_draws(num_rows: int, epochs: float, batch_size: int, max_steps: int) -> tuple[int, int]:
-    """Returns (draws, optimizer steps) of a run over `num_rows` rows; the last step may be short."""
+    """Returns (draws, optimizer steps) of a run over so many rows; the last step may be short."""
     draws = max(1, round(num_rows * epochs))
     if max_steps:
         draws = min(draws, max_steps * batch_size)

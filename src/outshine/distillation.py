@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from outshine import teachers as teaching
+from outshine.checkpoints import same_identity
 from outshine.config import TrainConfig, build, resolve
 from outshine.console import say, show
 from outshine.data import TokenTable
@@ -24,10 +25,11 @@ from outshine.errors import UserError
 from outshine.evaluation import Predictor, load, score, table_metrics
 from outshine.files import write_json
 from outshine.metrics import standard_error
+from outshine.planning import WITHOUT_EFFECT, prepare, settle
 from outshine.readers import read_rows
 from outshine.runs import Run
 from outshine.tasks import Task, kind_of, unique_tasks
-from outshine.training import WITHOUT_EFFECT, prepare, same_identity, settle, train
+from outshine.training import train
 
 FORMAT = 1
 STUDENT = "single->multi"

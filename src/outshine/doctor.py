@@ -30,7 +30,7 @@ def examine() -> dict[str, Any]:
     import torch
 
     from outshine.devices import has_bf16, pick_device
-    from outshine.training import device_name
+    from outshine.provenance import device_name
 
     device = pick_device("auto")
     folder = cache_dir()

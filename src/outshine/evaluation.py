@@ -18,8 +18,8 @@ import torch
 from outshine.batches import Rows, gather
 from outshine.data import TokenTable, encode, tokenize
 from outshine.devices import pick_device, pick_precision
-from outshine.engine import Engine, make_engine
 from outshine.errors import UserError, did_you_mean
+from outshine.forward import Forward, make_forward
 from outshine.metrics import compute
 from outshine.model import load_model
 from outshine.predictions import Predictions
@@ -34,7 +34,7 @@ ROWS_PER_CALL = 2048
 
 @torch.no_grad()
 def table_logits(
-    engine: Engine,
+    forward: Forward,
     table: TokenTable,
     rows: np.ndarray | None = None,
     on_rows: Callable[[int], None] | None = None,
@@ -42,27 +42,27 @@ def table_logits(
     """(n, C) float32 logits of the table's task for some rows (default: all), in their order.
 
     Args:
-        engine: The model.
+        forward: The model.
         table: The encoded split.
         rows: (n,) rows of the table.
         on_rows: Told how many rows each forward pass has done.
     """
     rows = np.arange(len(table)) if rows is None else rows
     task = table.task
-    was_training = engine.model.training
-    engine.model.eval()
+    was_training = forward.model.training
+    forward.model.eval()
     logits = np.empty((len(rows), kind_of(task).num_outputs(task)), np.float32)
-    for members in engine.divide(table.lengths_of(rows)):
-        pooled = engine.pooled(gather([table], [rows[members]]))
-        logits[members] = engine.model.head(task.name)(pooled).cpu().numpy()
+    for members in forward.divide(table.lengths_of(rows)):
+        pooled = forward.pooled(gather([table], [rows[members]]))
+        logits[members] = forward.model.head(task.name)(pooled).cpu().numpy()
         if on_rows:
             on_rows(len(members))
-    engine.model.train(was_training)
+    forward.model.train(was_training)
     return logits
 
 
 def predict_table(
-    engine: Engine,
+    forward: Forward,
     table: TokenTable,
     run_id: str,
     rows: np.ndarray | None = None,
@@ -71,7 +71,7 @@ def predict_table(
     """Logits of one table (or some rows of it) with all that identifies them."""
     chosen = np.arange(len(table)) if rows is None else rows
     return Predictions(
-        logits=table_logits(engine, table, chosen, on_rows),
+        logits=table_logits(forward, table, chosen, on_rows),
         ids=[table.ids[row] for row in chosen.tolist()],
         run=run_id,
         task=table.task.name,
@@ -89,7 +89,7 @@ def table_metrics(table: TokenTable, logits: np.ndarray) -> dict[str, float]:
 
 
 def score(tasks: Sequence[Task], metrics: Mapping[str, Mapping[str, float]]) -> float | None:
-    """Mean over tasks of the primary metric, as a fraction; WNLI is left out. None without tasks."""
+    """Mean over tasks, without WNLI, of the primary metric, as a fraction; None without tasks."""
     values = [
         metrics[task.name][task.primary_metric]
         for task in tasks
@@ -131,20 +131,20 @@ def evaluate(
             f"expected one of {', '.join(known)}",
             "`outshine predict` answers rows without labels",
         )
-    engine, tokenizer = load_engine(run, device, precision)
+    forward, tokenizer = load_forward(run, device, precision)
     max_length = run.config()["settings"]["max_length"]
     results = {}
     for task in with_split:
         table = encode(task, split, tokenizer, max_length)
-        predictions = predict_table(engine, table, run.info()["id"])
+        predictions = predict_table(forward, table, run.info()["id"])
         results[task.name] = table_metrics(table, predictions.logits)
-        if engine.precision == "fp32" and split != "train":
+        if forward.precision == "fp32" and split != "train":
             predictions.save(run.predictions_path(task.name, split))
     run.add_metrics({name: {split: values} for name, values in results.items()})
     return {"tasks": results, "score": score(with_split, results)}
 
 
-def load_engine(run: Run, device: str, precision: str) -> tuple[Engine, Any]:
+def load_forward(run: Run, device: str, precision: str) -> tuple[Forward, Any]:
     """Loads a run's model onto a device; returns it with its tokenizer.
 
     Raises:
@@ -157,7 +157,7 @@ def load_engine(run: Run, device: str, precision: str) -> tuple[Engine, Any]:
         )
     model, tokenizer, _ = load_model(run.model_dir)
     place = pick_device(device)
-    return make_engine(model, tokenizer, place, pick_precision(precision, place)), tokenizer
+    return make_forward(model, tokenizer, place, pick_precision(precision, place)), tokenizer
 
 
 # --- raw text ---------------------------------------------------------------------------------
@@ -169,7 +169,7 @@ Texts = tuple[str, ...]
 class Predictor:
     """A model with its tokenizer and tasks, ready for raw text."""
 
-    engine: Engine
+    forward: Forward
     tokenizer: Any
     tasks: tuple[Task, ...]
     max_length: int
@@ -196,7 +196,9 @@ class Predictor:
         return tuple(self._by_name[name] for name in names)
 
     def predict(
-        self, rows: Iterable[str | Sequence[str] | Mapping[str, Any]], tasks: Sequence[str] | None = None
+        self,
+        rows: Iterable[str | Sequence[str] | Mapping[str, Any]],
+        tasks: Sequence[str] | None = None,
     ) -> list[dict[str, Any]]:
         """Answers rows with all tasks that they have the columns for, from one encoder pass.
 
@@ -235,8 +237,12 @@ class Predictor:
     @torch.no_grad()
     def _answer(self, wanted: Sequence[Mapping[str, Texts]]) -> list[dict[str, Any]]:
         """Runs each distinct text (or pair) through the encoder once, and its tasks' heads."""
-        distinct = {texts: i for i, texts in enumerate(dict.fromkeys(
-            texts for row in wanted for texts in row.values()))}
+        distinct = {
+            texts: i
+            for i, texts in enumerate(
+                dict.fromkeys(texts for row in wanted for texts in row.values())
+            )
+        }
         heads_of: list[set[str]] = [set() for _ in distinct]
         for row in wanted:
             for name, texts in row.items():
@@ -244,9 +250,9 @@ class Predictor:
         encoded = list(tokenize(self.tokenizer, list(distinct), self.max_length))
         lengths = np.array([len(ids) for ids, _, _ in encoded], np.int64)
         logits: list[dict[str, np.ndarray]] = [{} for _ in distinct]
-        for members in self.engine.divide(lengths):
+        for members in self.forward.divide(lengths):
             chosen = [encoded[i] for i in members]
-            pooled = self.engine.pooled(
+            pooled = self.forward.pooled(
                 Rows(
                     np.concatenate([np.array(ids, np.int64) for ids, _, _ in chosen]),
                     np.concatenate([np.array(types, np.int64) for _, types, _ in chosen]),
@@ -255,7 +261,7 @@ class Predictor:
             )
             for name in sorted(set().union(*(heads_of[i] for i in members))):
                 rows = [place for place, i in enumerate(members) if name in heads_of[i]]
-                values = self.engine.model.head(name)(pooled[rows]).cpu().numpy()
+                values = self.forward.model.head(name)(pooled[rows]).cpu().numpy()
                 for place, value in zip(rows, values, strict=True):
                     logits[members[place]][name] = value
         return [
@@ -269,9 +275,7 @@ class Predictor:
         ]
 
 
-def load(
-    run: Run | str | Path, *, device: str = "auto", precision: str = "fp32"
-) -> Predictor:
+def load(run: Run | str | Path, *, device: str = "auto", precision: str = "fp32") -> Predictor:
     """Loads a finished run for prediction.
 
     Args:
@@ -284,9 +288,9 @@ def load(
         UserError: If the run is incomplete, damaged, or kept no weights.
     """
     run = open_run(run)
-    engine, tokenizer = load_engine(run, device, precision)
+    forward, tokenizer = load_forward(run, device, precision)
     max_length = int(run.config()["settings"]["max_length"])
-    return Predictor(engine, tokenizer, run.tasks(), max_length)
+    return Predictor(forward, tokenizer, run.tasks(), max_length)
 
 
 def row_texts(row: Any, tasks: Sequence[Task], number: int, *, strict: bool) -> dict[str, Texts]:
@@ -343,4 +347,3 @@ def row_texts(row: Any, tasks: Sequence[Task], number: int, *, strict: bool) -> 
             "rename the columns",
         )
     return found
-

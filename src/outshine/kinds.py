@@ -232,7 +232,7 @@ REGRESSION = Kind(
     table_columns=lambda task: ["value"],
     table_problem=lambda row: "",
     logits_of_table=lambda task, table: _scale(task, table[:, 0]),
-    average=lambda members: np.mean(members, axis=0, dtype=np.float64).astype(np.float32),
+    average=lambda members: np.asarray(np.mean(members, axis=0), np.float32),
     classifier_rows=_regressor_rows,
     balance=_value_balance,
 )

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from outshine.batches import MicroBatch, Mixture
-from outshine.engine import Engine
+from outshine.forward import Forward
 from outshine.tasks import kind_of
 
 
 def micro_batch_loss(
-    engine: Engine, mixture: Mixture, micro_batch: MicroBatch, denominator: float
+    forward: Forward, mixture: Mixture, micro_batch: MicroBatch, denominator: float
 ) -> tuple[Tensor, dict[int, Tensor]]:
     """Loss of a micro-batch: weighted sum over its rows / denominator of the whole step.
 
@@ -19,7 +19,7 @@ def micro_batch_loss(
     that of the mean over all rows of the step, however it is cut.
 
     Args:
-        engine: The model; the encoder runs in the engine's precision, heads and loss in float32.
+        forward: The model; the encoder runs in the forward's precision, heads and loss in float32.
         mixture: Says which task a slice belongs to.
         micro_batch: Rows grouped by task.
         denominator: The step's total weight, or 1 for a sum.
@@ -27,14 +27,14 @@ def micro_batch_loss(
     Returns:
         The scalar loss, and per part its unweighted sum of row losses, detached.
     """
-    pooled = engine.pooled(micro_batch.rows)
+    pooled = forward.pooled(micro_batch.rows)
     loss = pooled.new_zeros(())
     sums: dict[int, Tensor] = {}
     for (part, start, stop), target, weight in zip(
         micro_batch.slices, micro_batch.targets, micro_batch.weights, strict=True
     ):
         task = mixture.parts[part].table.task
-        logits = engine.model.head(task.name)(pooled[start:stop])
+        logits = forward.model.head(task.name)(pooled[start:stop])
         goal = torch.from_numpy(target).to(logits.device)
         total = kind_of(task).loss(logits, goal).sum()
         sums[part] = total.detach()

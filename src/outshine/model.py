@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,9 @@ from outshine.errors import UserError, raise_problems
 from outshine.files import read_json, write_json
 from outshine.seeds import stream
 from outshine.tasks import Task, kind_of, stored_tasks
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # An unusual number of labels, by which the family's last layer is recognised.
 _MARK = 7
@@ -41,7 +44,9 @@ _ATTENTION_DROPOUT_KEYS = ("attention_probs_dropout_prob", "attention_dropout")
 class MultiTaskModel(nn.Module):
     """An encoder with pooling (`network`) and a dictionary of linear heads by task name."""
 
-    def __init__(self, network: nn.Module, width: int, pooling: str, tasks: Sequence[Task]) -> None:
+    def __init__(
+        self, network: PreTrainedModel, width: int, pooling: str, tasks: Sequence[Task]
+    ) -> None:
         """Puts untrained heads on a network.
 
         Args:
@@ -51,7 +56,7 @@ class MultiTaskModel(nn.Module):
             tasks: One head each.
         """
         super().__init__()
-        self.network = network
+        self.network: PreTrainedModel = network
         self.pooling = pooling
         # Names of modules may hold no dots, names of tasks may.
         self.names = {task.name: task.name.replace(".", "-dot-") for task in tasks}
@@ -63,7 +68,7 @@ class MultiTaskModel(nn.Module):
         )
 
     @property
-    def encoder(self) -> nn.Module:
+    def encoder(self) -> PreTrainedModel:
         """The encoder without pooling transform, what `AutoModel` loads."""
         return self.network.base_model
 
@@ -146,7 +151,7 @@ def _set_dropout(config: Any, keys: Sequence[str], value: float | None) -> None:
 
 def _network(
     location: str, config: Any, pooling: str, init_seed: int, random_weights: bool
-) -> tuple[nn.Module, int]:
+) -> tuple[PreTrainedModel, int]:
     """The family's sequence-classification class without its last layer, or the bare encoder.
 
     Returns:
@@ -174,7 +179,7 @@ def _network(
     return network, int(config.hidden_size)
 
 
-def _check_loaded(location: str, network: nn.Module, info: Mapping[str, Any]) -> None:
+def _check_loaded(location: str, network: PreTrainedModel, info: Mapping[str, Any]) -> None:
     """Refuses a checkpoint that lacks encoder weights; pooling weights may be missing."""
     prefix = f"{network.base_model_prefix}."
     whole = network.base_model is network
@@ -192,7 +197,7 @@ def _check_loaded(location: str, network: nn.Module, info: Mapping[str, Any]) ->
     )
 
 
-def _remove_last_layer(network: nn.Module, location: str, num_labels: int) -> nn.Linear:
+def _remove_last_layer(network: PreTrainedModel, location: str, num_labels: int) -> nn.Linear:
     """Replaces the last linear layer by the identity and returns it."""
     inside = {id(module) for module in network.base_model.modules()}
     last = [
@@ -269,112 +274,6 @@ def token_inputs(tokenizer: Any, model: MultiTaskModel) -> bool:
     )
 
 
-# --- depths for layer-wise learning-rate decay ------------------------------------------------
-
-
-def parameter_depths(model: MultiTaskModel) -> dict[str, int]:
-    """Depth from the output of every parameter: heads 0, pooling 1, top layer 2, ...
-
-    Embeddings have the greatest depth. Without pooling parameters the top layer has depth 1.
-    Which modules belong before or after the layers is read off a forward pass of four tokens.
-
-    Raises:
-        UserError: If the encoder's layers, or where a module belongs, cannot be told.
-    """
-    encoder, config = model.encoder, model.network.config
-    prefix, layers = find_layers(encoder, config)
-    order = _first_calls(encoder)
-    start, end = order.get(f"{prefix}.0", -1), order.get(f"{prefix}.{len(layers) - 1}", -1)
-    if start < 0 or end < 0:
-        raise _unknown_depth(model, f"its layers {prefix!r} are not called one by one")
-    encoder_names = {id(p): name for name, p in encoder.named_parameters()}
-    places = {
-        full: _place(model, encoder, encoder_names.get(id(p)), prefix, order, start, end)
-        for full, p in model.named_parameters()
-    }
-    with_pooling = int("pooling" in places.values())
-    depths = {"head": 0, "pooling": 1, "top": 1 + with_pooling}
-    depths["embeddings"] = len(layers) + 1 + with_pooling
-    depths |= {str(i): len(layers) - i + with_pooling for i in range(len(layers))}
-    return {name: depths[place] for name, place in places.items()}
-
-
-def _place(
-    model: MultiTaskModel,
-    encoder: nn.Module,
-    name: str | None,
-    prefix: str,
-    order: Mapping[str, int],
-    start: int,
-    end: int,
-) -> str:
-    """head, pooling, top, embeddings, or the number of a layer, for one parameter."""
-    if name is None:
-        return "pooling"
-    if name.startswith(f"{prefix}."):
-        return name.removeprefix(f"{prefix}.").split(".")[0]
-    module = name.rpartition(".")[0]
-    if module.split(".")[0] == "pooler":
-        return "pooling"
-    if isinstance(encoder.get_submodule(module), nn.Embedding):
-        return "embeddings"
-    call = order.get(module)
-    if call is None or start < call < end:
-        raise _unknown_depth(model, f"where {name!r} belongs is unclear")
-    return "embeddings" if call < start else "top"
-
-
-def find_layers(encoder: nn.Module, config: Any) -> tuple[str, nn.ModuleList]:
-    """Name and list of an encoder's layers.
-
-    Raises:
-        UserError: If no module list, or more than one, has as many entries as the configuration
-            says.
-    """
-    count = getattr(config, "num_hidden_layers", None)
-    found = [
-        (name, module)
-        for name, module in encoder.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == count
-    ]
-    if len(found) != 1:
-        raise UserError(
-            f"cannot tell the layers of {type(encoder).__name__}: {len(found)} module lists of "
-            f"{count} layers, expected one",
-            "use `--set layer_decay=1.0`",
-        )
-    return found[0]
-
-
-def _unknown_depth(model: MultiTaskModel, why: str) -> UserError:
-    return UserError(
-        f"cannot tell the depth of the parameters of {type(model.encoder).__name__}: {why}",
-        "use `--set layer_decay=1.0`",
-    )
-
-
-def _first_calls(encoder: nn.Module) -> dict[str, int]:
-    """Position of each module's first call in one forward pass of four tokens."""
-    order: dict[str, int] = {}
-    names = {module: name for name, module in encoder.named_modules()}
-
-    def note(module: nn.Module, _args: Any) -> None:
-        order.setdefault(names[module], len(order))
-
-    hooks = [module.register_forward_pre_hook(note) for module in names]
-    was_training = encoder.training
-    try:
-        encoder.eval()
-        with torch.no_grad():
-            device = next(encoder.parameters()).device
-            encoder(input_ids=torch.tensor([[3, 4, 5, 6]], device=device))
-    finally:
-        encoder.train(was_training)
-        for hook in hooks:
-            hook.remove()
-    return order
-
-
 # --- on disk ----------------------------------------------------------------------------------
 
 
@@ -422,7 +321,8 @@ def load_model(folder: Path) -> tuple[MultiTaskModel, Any, tuple[Task, ...]]:
     problems = model.load_state_dict(rest, strict=False)
     in_encoder = {id(tensor) for tensor in model.encoder.state_dict(keep_vars=True).values()}
     needed = {
-        name for name, tensor in model.state_dict(keep_vars=True).items()
+        name
+        for name, tensor in model.state_dict(keep_vars=True).items()
         if id(tensor) not in in_encoder
     }
     raise_problems(

@@ -20,13 +20,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from outshine.dropout import keep_factors
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 ATTENTION = "outshine_packed"
 TOLERANCE = 1e-4
@@ -195,7 +198,7 @@ class Packing:
 
 
 def find_packing(
-    network: nn.Module,
+    network: PreTrainedModel,
     last_layer: nn.Module,
     pooled: Callable[[Mapping[str, Any]], Tensor],
     pad_id: int,
@@ -241,9 +244,7 @@ def find_packing(
     return None
 
 
-def _first_tokens(
-    _module: nn.Module, _args: Any, kwargs: Mapping[str, Any], output: Any
-) -> Any:
+def _first_tokens(_module: nn.Module, _args: Any, kwargs: Mapping[str, Any], output: Any) -> Any:
     """Hook behind the last layer: (1, T, D) to (B, 1, D), when rows are packed."""
     segments = kwargs.get("segments")
     if segments is None:

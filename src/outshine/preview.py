@@ -11,8 +11,8 @@ import numpy as np
 
 from outshine import teachers as teaching
 from outshine.config import TrainConfig
+from outshine.planning import Plan, describe, prepare, settle
 from outshine.tasks import Task
-from outshine.training import Plan, describe, prepare, settle
 
 
 def preview(
@@ -51,7 +51,7 @@ def _facts(plan: Plan) -> dict[str, Any]:
     return {
         "settings": plan.cfg.model_dump(mode="json"),
         "steps": mixture.num_steps,
-        "precision": plan.engine.precision,
+        "precision": plan.forward.precision,
         "tasks": {
             part.table.task.name: {
                 "rows": len(part.rows),

@@ -17,9 +17,9 @@ from outshine.console import progress, say
 from outshine.data import TokenTable, encode
 from outshine.encoders import load_tokenizer, locate
 from outshine.errors import UserError, raise_problems
-from outshine.engine import Engine, make_engine
-from outshine.evaluation import load_engine, predict_table
+from outshine.evaluation import load_forward, predict_table
 from outshine.files import cache_dir, digest, read_json
+from outshine.forward import Forward, make_forward
 from outshine.model import classifier_model
 from outshine.predictions import Predictions
 from outshine.readers import FileFormat, Tally, cell_text, existing_file, file_cells
@@ -134,11 +134,11 @@ def _run_teacher(
             return logits, []
     if not (run.model_dir / "tasks.json").exists():
         return np.empty((0, 0), np.float32), list(range(len(ids))) if known is None else missing
-    engine, tokenizer = load_engine(run, device, "fp32")
+    forward, tokenizer = load_forward(run, device, "fp32")
     max_length = run.config()["settings"]["max_length"]
     own = encode(task, table.split, tokenizer, max_length, swapped=_has_swapped(table))
     wanted = set(ids) | set(known.ids if known else [])
-    fresh = _compute(engine, own, run.info()["id"], wanted, f"teacher logits of {run.path}")
+    fresh = _compute(forward, own, run.info()["id"], wanted, f"teacher logits of {run.path}")
     fresh.save(path)
     return fresh.take(ids)
 
@@ -165,12 +165,12 @@ def _has_swapped(table: TokenTable) -> bool:
 
 
 def _compute(
-    engine: Engine, table: TokenTable, run_id: str, ids: set[str], what: str
+    forward: Forward, table: TokenTable, run_id: str, ids: set[str], what: str
 ) -> Predictions:
     """Logits of the rows with these ids, with a progress bar."""
     rows = np.array([row for row, i in enumerate(table.ids) if i in ids], np.int64)
     with progress(what, len(rows)) as bar:
-        return predict_table(engine, table, run_id, rows, bar.advance)
+        return predict_table(forward, table, run_id, rows, bar.advance)
 
 
 def _classifier_teacher(
@@ -198,8 +198,8 @@ def _classifier_teacher(
         logits, missing = Predictions.load(path).take(ids)
         if not missing:
             return logits, missing
-    engine = make_engine(model, tokenizer, pick_device(device), "fp32")
-    fresh = _compute(engine, own, key[:12], set(ids), f"teacher logits of {source}")
+    forward = make_forward(model, tokenizer, pick_device(device), "fp32")
+    fresh = _compute(forward, own, key[:12], set(ids), f"teacher logits of {source}")
     fresh.save(path)
     return fresh.take(ids)
 
@@ -214,9 +214,7 @@ def _weights_digest(model: torch.nn.Module) -> str:
     return total.hexdigest()
 
 
-def _table_teacher(
-    path: Path, table: TokenTable, rows: np.ndarray
-) -> tuple[np.ndarray, list[int]]:
+def _table_teacher(path: Path, table: TokenTable, rows: np.ndarray) -> tuple[np.ndarray, list[int]]:
     """Reads a table with the columns `id` and one per label (regression: `value`)."""
     task = table.task
     kind = kind_of(task)

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from outshine.batches import Rows, cut, fill
+from outshine.depths import find_layers
 from outshine.devices import autocast
 from outshine.dropout import use_fast_dropout
 from outshine.errors import UserError
-from outshine.model import MultiTaskModel, find_layers, token_inputs
+from outshine.model import MultiTaskModel, token_inputs
 from outshine.packing import Packing, find_packing, make_segments
 
 # Most tokens of one pass: bounds memory, and on CPUs keeps activations near the caches.
@@ -28,7 +29,7 @@ GROUP_PRICE = 64
 
 
 @dataclass(frozen=True)
-class Engine:
+class Forward:
     """A model with what its forward pass needs.
 
     Attributes:
@@ -96,7 +97,7 @@ class Engine:
         return tensors
 
 
-def make_engine(
+def make_forward(
     model: MultiTaskModel,
     tokenizer: Any,
     device: torch.device,
@@ -104,7 +105,7 @@ def make_engine(
     *,
     max_tokens: int = 0,
     plain: bool = False,
-) -> Engine:
+) -> Forward:
     """Moves a model to a device and prepares its forward pass.
 
     Args:
@@ -125,7 +126,7 @@ def make_engine(
     if device.type == "cpu" and not plain:
         use_fast_dropout(model)
         packing = _packing(model, pad_id)
-    return Engine(
+    return Forward(
         model=model.to(device),
         pad_id=pad_id,
         takes_types=takes_types,

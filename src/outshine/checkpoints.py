@@ -1,0 +1,118 @@
+"""The state of a training run on disk, from which it goes on as if it had never stopped.
+
+One safetensors file holds weights, moments and counters. Random streams are functions of the seed
+and the step, so they need no state.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from outshine.console import say
+from outshine.errors import UserError
+from outshine.files import map_arrays, world_errors, write_arrays
+from outshine.planning import Plan
+from outshine.runs import Run
+
+_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+
+
+@dataclass
+class State:
+    """What changes while a run trains, beside model and optimizer.
+
+    Attributes:
+        step: Optimizer steps done.
+        rows, tokens: Seen so far.
+        elapsed_s: Training seconds, those before an interruption included.
+        average: Exponential moving average of the parameters, if one is kept.
+        resumed: How often the run was taken up again.
+    """
+
+    step: int = 0
+    rows: int = 0
+    tokens: int = 0
+    elapsed_s: float = 0.0
+    average: list[torch.Tensor] | None = None
+    resumed: int = 0
+
+
+def save_checkpoint(
+    run: Run, plan: Plan, optimizer: torch.optim.Optimizer, state: State, elapsed_s: float
+) -> None:
+    """Writes the state of a run after `state.step` steps."""
+    arrays = {}
+    for i, (name, parameter) in enumerate(plan.forward.model.named_parameters()):
+        arrays[f"weight/{name}"] = parameter.detach().cpu().numpy()
+        moments = optimizer.state.get(parameter, {})
+        for key in _MOMENTS:
+            if key in moments:
+                arrays[f"{key}/{name}"] = moments[key].detach().cpu().numpy()
+        if state.average is not None:
+            arrays[f"average/{name}"] = state.average[i].cpu().numpy()
+    write_arrays(
+        run.checkpoint_path,
+        arrays,
+        {
+            "identity": plan.identity,
+            "step": state.step,
+            "rows": state.rows,
+            "tokens": state.tokens,
+            "elapsed_s": elapsed_s,
+            "resumed": state.resumed,
+        },
+    )
+
+
+def restore(run: Run, plan: Plan, optimizer: torch.optim.Optimizer, state: State) -> None:
+    """Takes a run up from its checkpoint, after checking that it is the same run."""
+    arrays, header = map_arrays(run.checkpoint_path)
+    same_identity(run, header["identity"], plan.identity)
+    model = plan.forward.model
+    with torch.no_grad():
+        for i, (name, parameter) in enumerate(model.named_parameters()):
+            parameter.copy_(torch.from_numpy(np.array(arrays[f"weight/{name}"])))
+            if f"step/{name}" in arrays:
+                optimizer.state[parameter] = {
+                    key: torch.from_numpy(np.array(arrays[f"{key}/{name}"])).to(parameter.device)
+                    for key in _MOMENTS
+                }
+            if state.average is not None:
+                state.average[i].copy_(torch.from_numpy(np.array(arrays[f"average/{name}"])))
+    state.step, state.rows, state.tokens = header["step"], header["rows"], header["tokens"]
+    state.elapsed_s, state.resumed = header["elapsed_s"], header["resumed"] + 1
+    lines = run.log_path.read_text().splitlines() if run.log_path.exists() else []
+    kept = [line for line in lines if json.loads(line)["step"] <= state.step]
+    with world_errors(run.log_path):
+        run.log_path.write_text("".join(f"{line}\n" for line in kept))
+    say(f"resuming {run.path} at step {state.step:,} of {plan.mixture.num_steps:,}")
+
+
+def same_identity(run: Run, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Refuses a run that was made with other settings, data or teachers, and names what differs."""
+    for section, value in wanted.items():
+        before = found.get(section)
+        if before == value:
+            continue
+        if isinstance(value, dict) and isinstance(before, dict):
+            keys = [k for k in sorted({*before, *value}) if before.get(k) != value.get(k)]
+            differences = ", ".join(
+                f"{section}.{k} was {_brief(before.get(k))}, is {_brief(value.get(k))}"
+                for k in keys
+            )
+        else:
+            differences = f"{section} was {before}, is {value}"
+        raise UserError(
+            f"cannot resume {run.path}: {differences}",
+            "give the same settings and data to resume, or --force to start anew",
+        )
+
+
+def _brief(value: Any) -> str:
+    text = str(value)
+    return text[:12] if len(text) == 64 else text

@@ -1,0 +1,119 @@
+"""The log of a run: one line of `log.jsonl` per so many steps, and trackers on request."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from outshine.batches import Batch
+from outshine.checkpoints import State
+from outshine.evaluation import predict_table, table_metrics
+from outshine.files import world_errors
+from outshine.planning import Plan
+from outshine.runs import Run
+
+
+class Log:
+    """Sums over the steps since the last line of `log.jsonl`."""
+
+    def __init__(self, run: Run, plan: Plan, state: State) -> None:
+        self.run, self.plan, self.state = run, plan, state
+        self.begin = time.monotonic() - state.elapsed_s
+        self.last_save = time.monotonic()
+        self.tracker = _tracker(run, plan)
+        self._reset()
+
+    def _reset(self) -> None:
+        self.since, self.first = time.monotonic(), (self.state.rows, self.state.tokens)
+        self.losses: list[torch.Tensor] = []
+        self.sums: dict[int, list[torch.Tensor]] = {}
+        self.counts: dict[int, int] = {}
+
+    def elapsed_s(self) -> float:
+        return time.monotonic() - self.begin
+
+    def seconds_since_save(self) -> float:
+        return time.monotonic() - self.last_save
+
+    def saved(self) -> None:
+        self.last_save = time.monotonic()
+
+    def add(self, sums: dict[int, torch.Tensor]) -> None:
+        for part, value in sums.items():
+            self.sums.setdefault(part, []).append(value)
+
+    def step(
+        self,
+        batch: Batch,
+        drawn: Sequence[np.ndarray],
+        loss: torch.Tensor,
+        lr: float,
+        weight: float,
+        note: Callable[[str], None],
+    ) -> None:
+        """Counts one step, and writes a line each `log_every` steps and at the last one."""
+        self.losses.append(loss)
+        for part, positions in enumerate(drawn):
+            self.counts[part] = self.counts.get(part, 0) + len(positions)
+        cfg, state = self.plan.cfg, self.state
+        last = state.step == self.plan.mixture.num_steps
+        dev_due = bool(cfg.eval_every) and state.step % cfg.eval_every == 0 and not last
+        if state.step % cfg.log_every and not last and not dev_due:
+            return
+        seconds = time.monotonic() - self.since
+        names = [part.table.task.name for part in self.plan.mixture.parts]
+        line = {
+            "step": state.step,
+            "elapsed_s": round(self.elapsed_s(), 3),
+            "rows": state.rows,
+            "tokens": state.tokens,
+            "loss": float(torch.stack(self.losses).mean()),
+            "lr": lr,
+            "gold_weight": weight if self.plan.teachers else 1.0,
+            "rows_per_s": round((state.rows - self.first[0]) / seconds, 2),
+            "tokens_per_s": round((state.tokens - self.first[1]) / seconds, 1),
+            "task_loss": {
+                names[part]: float(torch.stack(values).sum()) / self.counts[part]
+                for part, values in sorted(self.sums.items())
+            },
+        }
+        if dev_due:
+            line["dev"] = _dev_metrics(self.plan)
+        note(
+            f"loss {line['loss']:.3f}, {line['rows_per_s']:.0f} rows/s, "
+            f"{line['tokens_per_s']:.0f} tokens/s, lambda {line['gold_weight']:.2f}"
+        )
+        with world_errors(self.run.log_path), self.run.log_path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        if self.tracker is not None:
+            numbers = {k: v for k, v in line.items() if isinstance(v, int | float)}
+            self.tracker.log(numbers, step=state.step)
+        self._reset()
+
+
+def _tracker(run: Run, plan: Plan) -> Any:
+    """accelerate's trackers, if any are asked for."""
+    if not plan.cfg.track:
+        return None
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(
+        log_with=list(plan.cfg.track), project_dir=run.path, cpu=plan.forward.device.type == "cpu"
+    )
+    flat = {k: v for k, v in plan.cfg.model_dump().items() if isinstance(v, int | float | str)}
+    accelerator.init_trackers("outshine", config=flat)
+    return accelerator
+
+
+def _dev_metrics(plan: Plan) -> dict[str, dict[str, float]]:
+    """Metrics on every task's dev split, in the middle of training."""
+    results = {}
+    for (name, split), table in plan.dev.items():
+        if split == "dev":
+            results[name] = table_metrics(table, predict_table(plan.forward, table, "").logits)
+    return results

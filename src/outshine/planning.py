@@ -1,0 +1,296 @@
+"""From tasks and settings to all that a run needs before its first step."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from outshine import batches, encoders
+from outshine import teachers as teaching
+from outshine.batches import Mixture, Part
+from outshine.config import TrainConfig, resolve
+from outshine.console import say, show
+from outshine.data import TokenTable, encode
+from outshine.depths import parameter_depths
+from outshine.devices import pick_device, pick_precision
+from outshine.errors import UserError
+from outshine.forward import Forward, make_forward
+from outshine.model import MultiTaskModel, build_model, load_model
+from outshine.runs import check_new, open_run
+from outshine.tasks import Task, kind_of, unique_tasks
+
+MANY_PASSES = 50
+# Settings that do not change what a run computes.
+WITHOUT_EFFECT = frozenset(
+    {"save_every_s", "log_every", "eval_every", "num_threads", "device", "keep", "track"}
+)
+
+
+def settle(
+    tasks: Sequence[Task],
+    cfg: TrainConfig,
+    out: str | Path | None,
+    force: bool,
+    overrides: dict[str, Any],
+) -> tuple[tuple[Task, ...], TrainConfig, Path]:
+    """The tasks, complete settings and folder that `train` uses for these arguments, checked."""
+    tasks = unique_tasks(tasks)
+    cfg = resolve(cfg, len(tasks), **overrides)
+    _check_task_names(tasks, cfg)
+    names = "-".join(task.name for task in tasks)
+    path = Path(out) if out is not None else Path("runs") / f"{names}-seed{cfg.seed}"
+    check_new(path, force)
+    return tasks, cfg, path
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a run needs before its first step.
+
+    Attributes:
+        tasks: The tasks.
+        cfg: Complete settings.
+        teachers: Task -> its teachers as text.
+        mixture: Rows, probabilities, targets, steps.
+        dev: (task, split) -> encoded table.
+        tokenizer: The encoder's.
+        forward: The untrained model on its device.
+        identity: What the run's result depends on, as plain data.
+    """
+
+    tasks: tuple[Task, ...]
+    cfg: TrainConfig
+    teachers: dict[str, list[str]]
+    mixture: Mixture
+    dev: dict[tuple[str, str], TokenTable]
+    tokenizer: Any
+    forward: Forward
+    identity: dict[str, Any] = field(default_factory=dict)
+
+
+def prepare(tasks: tuple[Task, ...], cfg: TrainConfig, teachers: teaching.Teachers | None) -> Plan:
+    """Reads and checks everything that a run needs; writes only to the cache of encoded tables."""
+    sources = teaching.normalise(teachers, tasks)
+    location = encoders.locate(cfg.encoder)
+    tokenizer = encoders.load_tokenizer(location)
+    device = pick_device(cfg.device)
+    model = _initial_model(location, tasks, cfg)
+    if cfg.gradient_checkpointing:
+        model.network.gradient_checkpointing_enable()
+    forward = make_forward(
+        model,
+        tokenizer,
+        device,
+        pick_precision(cfg.precision, device),
+        max_tokens=cfg.max_tokens,
+        plain=cfg.compile or cfg.gradient_checkpointing,
+    )
+    _check_length(model, cfg.max_length)
+    depths = parameter_depths(model) if cfg.layer_decay != 1.0 else None
+    del depths  # asked for here so that an encoder without known layers is refused at once
+    tables = {t.name: _train_table(t, tokenizer, cfg) for t in tasks}
+    dev = {
+        (task.name, split): encode(task, split, tokenizer, cfg.max_length)
+        for task in tasks
+        for split in task.dev_splits
+        if split == "dev" or Path(task.files.get(split, "")).exists()
+    }
+    warn_overlap(tasks, tables, dev)
+    mixture = _mixture(tasks, tables, cfg)
+    parts = [_with_teacher(part, sources, cfg, device) for part in mixture.parts]
+    mixture = replace(mixture, parts=tuple(parts))
+    identity = {
+        "settings": {
+            key: value
+            for key, value in cfg.model_dump(mode="json").items()
+            if key not in WITHOUT_EFFECT
+        },
+        "precision": forward.precision,
+        "data": {name: table.data for name, table in tables.items()},
+        "teachers": {
+            part.table.task.name: hashlib.sha256(part.soft_targets.tobytes()).hexdigest()
+            for part in mixture.parts
+            if part.soft_targets is not None
+        },
+    }
+    return Plan(tasks, cfg, sources, mixture, dev, tokenizer, forward, identity)
+
+
+def _check_task_names(tasks: Sequence[Task], cfg: TrainConfig) -> None:
+    """Refuses settings by task that name a task which is not trained."""
+    names = [task.name for task in tasks]
+    for key in ("task_weight", "sampling_weights", "symmetric"):
+        by_task = getattr(cfg, key)
+        unknown = [n for n in by_task if n not in names] if isinstance(by_task, dict) else []
+        if unknown:
+            raise UserError(
+                f"cannot use {key}: no task {unknown[0]!r}, expected some of {', '.join(names)}",
+                "name tasks that are trained",
+            )
+
+
+def _initial_model(location: str, tasks: Sequence[Task], cfg: TrainConfig) -> MultiTaskModel:
+    model = build_model(
+        location,
+        tasks,
+        pooling=cfg.pooling,
+        seed=cfg.seed,
+        random_weights=cfg.init == "random",
+        dropout=cfg.dropout,
+        attention_dropout=cfg.attention_dropout,
+    )
+    if cfg.init not in ("encoder", "random"):
+        start, _, _ = load_model(open_run(cfg.init).model_dir)
+        try:
+            model.network.load_state_dict(start.network.state_dict())
+        except RuntimeError as error:
+            first_line = str(error).split("\n")[0]
+            raise UserError(
+                f"cannot start from {cfg.init}: {first_line}",
+                "the run must have the same encoder and pooling",
+            ) from None
+        for task in tasks:
+            if task.name in start.names:
+                model.head(task.name).load_state_dict(start.head(task.name).state_dict())
+    return model
+
+
+def _check_length(model: MultiTaskModel, max_length: int) -> None:
+    """Refuses rows that are longer than the encoder's table of positions."""
+    tables = [
+        module
+        for name, module in model.encoder.named_modules()
+        if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding)
+    ]
+    if not tables:  # relative or rotary positions
+        return
+    # RoBERTa and its kin keep the places up to the padding id free
+    free = tables[0].padding_idx + 1 if tables[0].padding_idx is not None else 0
+    limit = tables[0].num_embeddings - free
+    if max_length > limit:
+        raise UserError(
+            f"cannot use max_length = {max_length}: the encoder has {limit} positions",
+            f"use `--set max_length={limit}` or less",
+        )
+
+
+def takes_swapped(task: Task, cfg: TrainConfig) -> bool:
+    """Whether a run with these settings trains on the swapped order of a task's pairs, too."""
+    if isinstance(cfg.symmetric, dict):
+        wanted = cfg.symmetric.get(task.name, task.symmetric)
+        if wanted and len(task.text) != 2:
+            raise UserError(
+                f"cannot swap the texts of {task.name!r}: one text column, expected two",
+                f"leave {task.name} out of `symmetric`",
+            )
+        return wanted
+    return cfg.symmetric and task.symmetric
+
+
+def _train_table(task: Task, tokenizer: Any, cfg: TrainConfig) -> TokenTable:
+    return encode(task, "train", tokenizer, cfg.max_length, swapped=takes_swapped(task, cfg))
+
+
+def _mixture(tasks: Sequence[Task], tables: dict[str, TokenTable], cfg: TrainConfig) -> Mixture:
+    rows = {
+        t.name: tables[t.name].selection(cfg.max_train_rows, takes_swapped(t, cfg)) for t in tasks
+    }
+    chances = batches.probabilities(
+        {name: len(chosen) for name, chosen in rows.items()},
+        cfg.sampling,
+        exponent=cfg.sampling_exponent,
+        temperature=cfg.sampling_temperature,
+        weights=cfg.sampling_weights,
+    )
+    draws, num_steps = batches.num_draws(
+        sum(map(len, rows.values())), cfg.epochs, cfg.batch_size, cfg.max_steps
+    )
+    parts = tuple(
+        Part(tables[name], rows[name], chances[name], cfg.task_weight.get(name, 1.0))
+        for name in rows
+    )
+    return Mixture(parts, cfg.batch_size, num_steps, draws)
+
+
+def _with_teacher(
+    part: Part, sources: dict[str, list[str]], cfg: TrainConfig, device: torch.device
+) -> Part:
+    task = part.table.task
+    if task.name not in sources:
+        return part
+    logits = teaching.teacher_logits(sources[task.name], part.table, part.rows, str(device))
+    return replace(part, soft_targets=kind_of(task).soft_target(logits, cfg.temperature))
+
+
+def warn_overlap(
+    tasks: Sequence[Task],
+    tables: dict[str, TokenTable],
+    dev: dict[tuple[str, str], TokenTable],
+) -> None:
+    """Warns of dev rows whose tokens also stand in train, with their count."""
+    for task in tasks:
+        train_rows = row_digests(tables[task.name])
+        for (name, split), table in dev.items():
+            if name == task.name:
+                shared = sum(row in train_rows for row in row_digests_list(table))
+                if shared:
+                    say(f"warning: {shared} of {len(table)} {split} rows of {name} stand in train")
+
+
+def row_digests_list(table: TokenTable) -> list[int]:
+    """One number per row that tells rows of different tokens apart."""
+    tokens = np.asarray(table.tokens)
+    bounds = table.offsets.tolist()
+    return [hash(tokens[start:stop].tobytes()) for start, stop in pairwise(bounds)]
+
+
+def row_digests(table: TokenTable) -> set[int]:
+    """The numbers of `row_digests_list` for the rows that are not swapped."""
+    return set(row_digests_list(table)[: table.num_originals])
+
+
+def describe(plan: Plan) -> None:
+    """Prints the resolved mixture and warns of sets that are seen very often."""
+    cfg, mixture = plan.cfg, plan.mixture
+    rows = []
+    for part in mixture.parts:
+        task = part.table.task
+        rows.append(
+            [
+                task.name,
+                f"{len(part.rows):,}",
+                f"{part.probability:.3f}",
+                f"{mixture.passes(part):.1f}",
+                f"{part.weight:g}",
+                f"{int(part.table.lengths_of(part.rows).sum()):,}",
+                f"{int(np.asarray(part.table.truncated)[part.rows].sum()):,}",
+                ", ".join(plan.teachers.get(task.name, ["gold alone"])),
+            ]
+        )
+    header = ["task", "rows", "probability", "passes", "weight", "tokens", "truncated", "teacher"]
+    tokens = sum(mixture.passes(p) * float(p.table.lengths_of(p.rows).sum()) for p in mixture.parts)
+    show(f"Mixture (preset {cfg.preset}, seed {cfg.seed})", header, rows)
+    say(
+        f"{mixture.num_steps:,} steps of {mixture.batch_size} rows, about {tokens:,.0f} tokens; "
+        f"lr {cfg.lr:g}, {plan.forward.precision} on {plan.forward.device}, "
+        f"{torch.get_num_threads()} threads"
+    )
+    for part in mixture.parts:
+        left_out = part.table.unlabelled + part.table.skipped
+        if left_out:
+            say(
+                f"note: {part.table.task.name}: {part.table.unlabelled} train rows without a label "
+                f"and {part.table.skipped} damaged ones left out"
+            )
+        if mixture.passes(part) > MANY_PASSES:
+            say(
+                f"warning: each row of {part.table.task.name} is seen "
+                f"{mixture.passes(part):.0f} times, more than {MANY_PASSES}"
+            )
