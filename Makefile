@@ -17,7 +17,7 @@ demo: .venv/demo.stamp  ## Train teachers, a multi-task model and a student; pri
 	$(BIN)/outshine demo
 
 test: .venv/dev.stamp  ## Run the tests (TEST_ARGS="-k name" for some of them)
-	$(BIN)/python -m pytest $(TEST_ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses=4 $(TEST_ARGS)
 
 lint: .venv/dev.stamp  ## Lint, format check, types
 	$(BIN)/ruff check .
