@@ -15,6 +15,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
+pytest_plugins = ["families"]
+
 TEAMS = {
     "billing": ["invoice", "charged", "refund", "payment"],
     "tech": ["error", "crash", "login", "screen"],
@@ -137,6 +139,7 @@ def tiny_tokenizer() -> Any:
         cls_token="[CLS]",
         sep_token="[SEP]",
         mask_token="[MASK]",
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
     )
 
 

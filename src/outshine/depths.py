@@ -7,16 +7,13 @@ forward pass calls before and after them. What cannot be told is an error, not a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from outshine.errors import UserError
 from outshine.model import MultiTaskModel
-
-if TYPE_CHECKING:
-    pass
 
 
 def parameter_depths(model: MultiTaskModel) -> dict[str, int]:
@@ -38,12 +35,14 @@ def parameter_depths(model: MultiTaskModel) -> dict[str, int]:
     places = {
         full: _place(model, encoder, encoder_names.get(id(p)), prefix, order, start, end)
         for full, p in model.named_parameters()
+        if not full.startswith("heads.")
     }
     with_pooling = int("pooling" in places.values())
-    depths = {"head": 0, "pooling": 1, "top": 1 + with_pooling}
+    depths = {"pooling": 1, "top": 1 + with_pooling}
     depths["embeddings"] = len(layers) + 1 + with_pooling
     depths |= {str(i): len(layers) - i + with_pooling for i in range(len(layers))}
-    return {name: depths[place] for name, place in places.items()}
+    heads = {f"heads.{name}": 0 for name, _ in model.heads.named_parameters()}
+    return heads | {name: depths[place] for name, place in places.items()}
 
 
 def _place(
@@ -55,7 +54,7 @@ def _place(
     start: int,
     end: int,
 ) -> str:
-    """head, pooling, top, embeddings, or the number of a layer, for one parameter."""
+    """pooling, top, embeddings, or the number of a layer, for one parameter of the network."""
     if name is None:
         return "pooling"
     if name.startswith(f"{prefix}."):
