@@ -168,9 +168,7 @@ def test_a_missing_encoder_weight_is_an_error(checkpoint: Checkpoint, tmp_path: 
         "hint: the folder holds no complete encoder of this family: check config.json and the "
         "weights"
     )
-    with pytest.raises(
-        UserError, match=r"weight encoder\.layer\.1\.output\.dense\.bias"
-    ):
+    with pytest.raises(UserError, match=r"weight encoder\.layer\.1\.output\.dense\.bias"):
         build_model(str(folder), [TEAM], pooling="cls")
 
 

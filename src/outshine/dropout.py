@@ -66,4 +66,4 @@ def use_fast_dropout(module: nn.Module) -> None:
     for parent in module.modules():
         for name, child in parent.named_children():
             if type(child) is nn.Dropout:
-                setattr(parent, name, Dropout(child.p))
+                setattr(parent, name, Dropout(child.p).train(child.training))

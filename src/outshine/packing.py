@@ -64,14 +64,15 @@ class Segments:
 
 
 def make_segments(
-    lengths: np.ndarray, groups: Sequence[np.ndarray], device: torch.device
+    lengths: np.ndarray, groups: Sequence[np.ndarray], device: torch.device, num_rows: int
 ) -> Segments:
     """Index tables for rows that stand one after another.
 
     Args:
-        lengths: (B,) tokens per row.
+        lengths: Tokens per row.
         groups: Rows of each group, from `batches.cut`.
         device: Where the tables are needed.
+        num_rows: B, the rows that are wanted; what follows them only fills the line up.
     """
     starts = np.zeros(len(lengths), np.int64)
     np.cumsum(lengths[:-1], out=starts[1:])
@@ -92,7 +93,7 @@ def make_segments(
                 tokens=torch.from_numpy(places[inside]).to(device),
             )
         )
-    return Segments(tuple(made), torch.from_numpy(starts).to(device))
+    return Segments(tuple(made), torch.from_numpy(starts[:num_rows]).to(device))
 
 
 class _SegmentAttention(torch.autograd.Function):
@@ -104,7 +105,14 @@ class _SegmentAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, segments: Segments, scale: float, dropout: float
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        segments: Segments,
+        scale: float,
+        dropout: float,
+        window: int | None,
     ) -> Tensor:
         """q, k, v: (T, H, d); returns (T, H, d) in the same dtype."""
         out = torch.empty_like(v)
@@ -115,6 +123,11 @@ class _SegmentAttention(torch.autograd.Function):
                 scores = torch.matmul(q_g, k_g.transpose(-1, -2)).mul_(scale)
                 if group.bias is not None:
                     scores += group.bias
+                if window is not None and group.shape[1] > window:
+                    place = torch.arange(group.shape[1], device=q.device)
+                    far = (place[:, None] - place[None, :]).abs() >= window
+                    # finite, for padding may see no token within its window
+                    scores.masked_fill_(far, torch.finfo(torch.float32).min)
                 probs = scores.softmax(dim=-1)
                 keep = keep_factors(probs.shape, dropout, probs) if dropout else None
                 dropped = probs * keep if keep is not None else probs
@@ -144,7 +157,7 @@ class _SegmentAttention(torch.autograd.Function):
             grad_s *= ctx.scale
             _put(grad_q, torch.matmul(grad_s, k_g), group)
             _put(grad_k, torch.matmul(grad_s.transpose(-1, -2), q_g), group)
-        return grad_q, grad_k, grad_v, None, None, None
+        return grad_q, grad_k, grad_v, None, None, None, None
 
 
 def _rectangle(x: Tensor, group: Group) -> Tensor:
@@ -171,11 +184,13 @@ def attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     segments: Segments | None = None,
+    sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention as transformers calls it: (1, H, T, d) in, (1, T, H, d) out.
 
-    Without `segments` it is transformers' own scaled-dot-product attention.
+    Without `segments` it is transformers' own scaled-dot-product attention. With a sliding window
+    (ModernBERT's local layers) a token sees those less than `sliding_window` places away.
     """
     if segments is None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -186,7 +201,7 @@ def attention(
         return out, None
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     scale = scaling if scaling is not None else q.shape[-1] ** -0.5
-    out = _SegmentAttention.apply(q, k, v, segments, scale, dropout)
+    out = _SegmentAttention.apply(q, k, v, segments, scale, dropout, sliding_window)
     return out.unsqueeze(0), None
 
 
@@ -229,7 +244,7 @@ def find_packing(
         wanted = torch.cat([pooled({"input_ids": row}) for row in (ids[:, :5], ids[:, 5:])])
         network.set_attn_implementation(ATTENTION)
         handle = last_layer.register_forward_hook(_first_tokens, with_kwargs=True)
-        segments = make_segments(lengths, [np.array([0, 1])], ids.device)
+        segments = make_segments(lengths, [np.array([0, 1])], ids.device, 2)
         for first in (0, pad_id + 1):
             positions = first + torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2]])
             inputs = {"input_ids": ids, "position_ids": positions, "segments": segments}

@@ -1,0 +1,231 @@
+"""Rows packed into one line, dropout from a fast generator: the same results as padding and torch.
+
+B rows, D features of a pooled vector, T tokens, H heads, d features of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import AutoTokenizer
+
+from families import FAMILIES, PACKED, PADDED
+from outshine import dropout
+from outshine.batches import Rows
+from outshine.forward import Forward, make_forward
+from outshine.model import build_model
+from outshine.packing import attention, make_segments
+from outshine.tasks import Task
+
+Checkpoint = Callable[[str], Path]
+
+TEAM = Task(name="team", text=("a",), label="y", labels=("billing", "tech", "other"))
+CPU = torch.device("cpu")
+LENGTHS = (23, 3, 17, 9, 9, 1, 40)
+
+
+def make(folder: Path, *, plain: bool, max_tokens: int = 0) -> Forward:
+    """A forward pass with random biases, so that none is zero by chance."""
+    model = build_model(str(folder), [TEAM], dropout=0.0, attention_dropout=0.0)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return make_forward(model, tokenizer, CPU, "fp32", plain=plain, max_tokens=max_tokens)
+
+
+def some_rows(lengths: tuple[int, ...] = LENGTHS) -> Rows:
+    """Random tokens; the second half of each row is of the second segment."""
+    rng = np.random.default_rng(0)
+    types = [(np.arange(n) >= n / 2).astype(np.int64) for n in lengths]
+    tokens = rng.integers(5, 150, sum(lengths))
+    return Rows(tokens, np.concatenate(types), np.array(lengths, np.int64))
+
+
+def one_row(rows: Rows, i: int) -> Rows:
+    start = int(rows.lengths[:i].sum())
+    place = slice(start, start + int(rows.lengths[i]))
+    return Rows(rows.tokens[place], rows.types[place], rows.lengths[i : i + 1])
+
+
+def with_gradients(forward: Forward, rows: Rows) -> tuple[Tensor, dict[str, Tensor]]:
+    """(B, C) logits and the gradients of a loss that weighs each of them otherwise."""
+    model = forward.model.train()
+    logits = model.head("team")(forward.pooled(rows))
+    factors = torch.arange(1.0, logits.numel() + 1).view_as(logits).cos()
+    (logits * factors).sum().backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return logits.detach(), gradients
+
+
+def is_key_bias(name: str) -> bool:
+    """A key's bias moves all scores of a query alike: its gradient is rounding noise about 0."""
+    return name.endswith((".key.bias", ".k_lin.bias"))
+
+
+# --- packed rows ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("max_tokens", [8192, 30])
+@pytest.mark.parametrize("family", PACKED)
+def test_packed_equals_padded(family: str, max_tokens: int, checkpoint: Checkpoint) -> None:
+    packed = make(checkpoint(family), plain=False, max_tokens=max_tokens)
+    padded = make(checkpoint(family), plain=True)
+    assert packed.packing is not None
+    assert padded.packing is None
+    found, gradients = with_gradients(packed, some_rows())
+    wanted, other = with_gradients(padded, some_rows())
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+    assert gradients.keys() == other.keys()
+    for name, gradient in gradients.items():
+        if not is_key_bias(name):
+            assert (gradient - other[name]).norm() <= 1e-5 * other[name].norm(), name
+
+
+@pytest.mark.parametrize("family", PADDED)
+def test_families_that_cannot_pack_are_padded(family: str, checkpoint: Checkpoint) -> None:
+    assert make(checkpoint(family), plain=False).packing is None
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_batch_equals_its_rows_one_by_one(family: str, checkpoint: Checkpoint) -> None:
+    forward = make(checkpoint(family), plain=False)
+    forward.model.eval()
+    with torch.no_grad():
+        together = forward.pooled(some_rows())
+        alone = [forward.pooled(one_row(some_rows(), i)) for i in range(len(LENGTHS))]
+    torch.testing.assert_close(together, torch.cat(alone), atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_bare_pooling_of_a_batch_equals_its_rows_one_by_one(
+    pooling: str, checkpoint: Checkpoint
+) -> None:
+    model = build_model(str(checkpoint("bert")), [TEAM], pooling=pooling)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint("bert"))
+    forward = make_forward(model, tokenizer, CPU, "fp32")
+    assert (forward.packing is None) == (pooling == "mean")
+    with torch.no_grad():
+        together = forward.pooled(some_rows())
+        alone = [forward.pooled(one_row(some_rows(), i)) for i in range(len(LENGTHS))]
+    torch.testing.assert_close(together, torch.cat(alone), atol=2e-6, rtol=1e-5)
+
+
+def test_segment_ids_reach_the_encoders_that_take_them(checkpoint: Checkpoint) -> None:
+    rows = some_rows()
+    flat = Rows(rows.tokens, np.zeros_like(rows.types), rows.lengths)
+    for family, takes in (("bert", True), ("distilbert", False), ("roberta", False)):
+        forward = make(checkpoint(family), plain=False)
+        assert forward.takes_types is takes
+        with torch.no_grad():
+            same = torch.equal(forward.pooled(rows), forward.pooled(flat))
+        assert same is not takes
+
+
+def test_local_attention_stops_at_its_window() -> None:
+    # with equal scores and values 0, 1, 2, ... each token becomes the mean of those it sees
+    value = torch.arange(7.0).view(1, 1, 7, 1)
+    zeros = torch.zeros_like(value)
+    segments = make_segments(np.array([5, 2]), [np.array([0, 1])], CPU)
+    out, _ = attention(
+        nn.Identity(), zeros, zeros, value, None, segments=segments, sliding_window=2
+    )
+    assert out.flatten().tolist() == pytest.approx([0.5, 1.0, 2.0, 3.0, 3.5, 5.5, 5.5])
+
+
+# --- dropout --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+def test_dropout_keeps_the_share_it_should_and_scales_by_its_inverse(p: float) -> None:
+    dropout.seed(3)
+    count = 400_000
+    factors = dropout.keep_factors(torch.Size([count]), p, torch.ones(1))
+    kept = factors[factors != 0]
+    assert len(kept) / count == pytest.approx(1 - p, abs=5 * (p * (1 - p) / count) ** 0.5)
+    assert kept.unique().tolist() == pytest.approx([1 / (1 - p)], rel=2e-4)
+
+
+def test_dropout_masks_are_a_function_of_the_seed_alone() -> None:
+    def draw(seed: int) -> list[Tensor]:
+        dropout.seed(seed)
+        return [dropout.keep_factors(torch.Size([3, 5]), 0.3, torch.ones(1)) for _ in range(2)]
+
+    first, second = draw(1)
+    torch.rand(9)
+    again, _ = draw(1)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, second)
+    assert not torch.equal(first, draw(2)[0])
+
+
+def test_dropout_passes_the_gradient_where_it_passes_the_value() -> None:
+    dropout.seed(0)
+    x = torch.ones(1000, requires_grad=True)
+    layer = dropout.Dropout(0.25)
+    y = layer(x)
+    y.sum().backward()
+    assert torch.equal(x.grad, y)
+    assert torch.equal(layer.eval()(x), x)
+
+
+def test_only_plain_dropout_layers_are_replaced() -> None:
+    module = nn.Sequential(nn.Dropout(0.2), nn.Sequential(nn.AlphaDropout(0.2), nn.Dropout(0.1)))
+    dropout.use_fast_dropout(module)
+    kinds = [(type(m).__module__, m.p) for m in module.modules() if hasattr(m, "p")]
+    assert kinds == [
+        ("outshine.dropout", 0.2),
+        ("torch.nn.modules.dropout", 0.2),
+        ("outshine.dropout", 0.1),
+    ]
+
+
+def test_replaced_dropout_layers_stay_in_the_mode_they_were_in() -> None:
+    module = nn.Sequential(nn.Dropout(0.2)).eval()
+    dropout.use_fast_dropout(module)
+    assert torch.equal(module(torch.ones(50)), torch.ones(50))
+
+
+def packed_attention(q: Tensor, k: Tensor, v: Tensor, p: float) -> Tensor:
+    """(T, H, d) attention of rows of 4, 1 and 3 tokens."""
+    lengths = np.array([4, 1, 3])
+    segments = make_segments(lengths, [np.array([0, 2]), np.array([1])], CPU)
+    q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
+    return attention(nn.Identity(), q, k, v, None, dropout=p, segments=segments)[0][0]
+
+
+def test_attention_with_dropout_has_the_right_expectation() -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(8, 2, 3, generator=generator) for _ in range(3))
+    wanted = packed_attention(q, k, v, 0.0)
+    dropout.seed(1)
+    draws = torch.stack([packed_attention(q, k, v, 0.3) for _ in range(1000)])
+    error = draws.std(dim=0) / len(draws) ** 0.5
+    assert ((draws.mean(dim=0) - wanted).abs() < 5 * error + 1e-6).all()
+    assert (draws.std(dim=0) > 0.01).all()
+
+
+def test_attention_with_dropout_has_the_gradient_of_its_own_mask() -> None:
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(8, 2, 3, generator=generator).requires_grad_() for _ in range(3)]
+
+    def loss(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        dropout.seed(7)
+        return (packed_attention(q, k, v, 0.3) * torch.arange(3.0)).square().sum()
+
+    gradients = torch.autograd.grad(loss(*inputs), inputs)
+    for i, gradient in enumerate(gradients):
+        step = torch.randn(8, 2, 3, generator=generator)
+        sides = []
+        with torch.no_grad():
+            for sign in (1e-2, -1e-2):
+                moved = [x + sign * step if j == i else x for j, x in enumerate(inputs)]
+                sides.append(loss(*moved))
+        slope = float(sides[0] - sides[1]) / 2e-2
+        assert float((gradient * step).sum()) == pytest.approx(slope, rel=2e-2, abs=2e-2)
