@@ -20,13 +20,13 @@ test: .venv/dev.stamp  ## Run the tests (TEST_ARGS="-k name" for some of them)
 	$(BIN)/python -m pytest -n auto --maxprocesses=4 $(TEST_ARGS)
 
 lint: .venv/dev.stamp  ## Lint, format check, types
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
 
 format: .venv/dev.stamp  ## Mend what lint can mend by itself
-	$(BIN)/ruff check --fix .
-	$(BIN)/ruff format .
+	$(BIN)/python -m ruff check --fix .
+	$(BIN)/python -m ruff format .
 
 docs: .venv/dev.stamp  ## Generate the pages and numbers of the docs
 	$(BIN)/python docs/generate.py
