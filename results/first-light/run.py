@@ -205,7 +205,10 @@ def main() -> None:
         teachers = singles(queue, seed, lr["single"])
         queue.run([*teachers, Job("multi", study.tasks, seed, lr["multi"])])
     queue.run(
-        [taught(queue, singles(queue, s, lr["single"]), s, lr["single->multi"]) for s in study.seeds]
+        [
+            taught(queue, singles(queue, s, lr["single"]), s, lr["single->multi"])
+            for s in study.seeds
+        ]
     )
 
 

@@ -26,6 +26,10 @@ MAX_TOKENS = {"cpu": 8192, "cuda": 65536}
 # in units of the work for one more padded token; measured with bench/train.py.
 MICRO_BATCH_PRICE = {"cpu": 128, "cuda": 4096}
 GROUP_PRICE = 64
+# A packed line is filled up to a multiple of so many tokens. oneDNN compiles a kernel for every
+# new shape and keeps the last 1,024: without this a bf16 run on a CPU spends a tenth of a small
+# encoder's step on compiling, and 600 MB on what it compiled (bench/memory.py).
+LINE_MULTIPLE = 64
 
 
 @dataclass(frozen=True)
@@ -84,16 +88,23 @@ class Forward:
         return {name: torch.from_numpy(x).to(self.device) for name, x in inputs.items()}
 
     def _packed(self, rows: Rows, packing: Packing) -> dict[str, Any]:
-        starts = np.cumsum(rows.lengths) - rows.lengths
-        positions = np.arange(len(rows.tokens)) - np.repeat(starts, rows.lengths)
-        inputs = {"input_ids": rows.tokens, "position_ids": positions + packing.first_position}
+        num_rows, num_tokens = len(rows.lengths), len(rows.tokens)
+        filler = -num_tokens % LINE_MULTIPLE
+        lengths = np.append(rows.lengths, filler) if filler else rows.lengths
+        starts = np.cumsum(lengths) - lengths
+        positions = np.arange(num_tokens + filler) - np.repeat(starts, lengths)
+        inputs = {
+            "input_ids": np.pad(rows.tokens, (0, filler), constant_values=self.pad_id),
+            # RoBERTa's positions begin behind the padding id
+            "position_ids": np.minimum(positions, rows.lengths.max() - 1) + packing.first_position,
+        }
         if self.takes_types:
-            inputs["token_type_ids"] = rows.types
+            inputs["token_type_ids"] = np.pad(rows.types, (0, filler))
         tensors: dict[str, Any] = {
             name: torch.from_numpy(x).unsqueeze(0).to(self.device) for name, x in inputs.items()
         }
-        groups = cut(rows.lengths, self.max_tokens, GROUP_PRICE)
-        tensors["segments"] = make_segments(rows.lengths, groups, self.device)
+        groups = cut(lengths, self.max_tokens, GROUP_PRICE)
+        tensors["segments"] = make_segments(lengths, groups, self.device, num_rows)
         return tensors
 
 

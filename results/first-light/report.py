@@ -1,0 +1,173 @@
+"""Writes results/first-light/README.md and the results part of the project's README from the rows.
+
+    python results/first-light/report.py [--check]
+
+Computes nothing but means, standard deviations and counts of the recorded rows; `--check` fails
+when a page is not what the rows say.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+README = HERE.parent.parent / "README.md"
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+SELECTION_SEED = 100
+ARMS = ("single", "multi", "single->multi")
+TITLES = {
+    "a": "`builtin` (22.7 M parameters), four tasks, all train rows, 4 passes, no swapped pairs",
+    "b": "splade-tiny (4.4 M parameters), eight tasks, 2,000 train rows each, 3 passes",
+}
+COMMANDS = {
+    "a": "python results/first-light/run.py a --glue-dir GLUE",
+    "b": "python results/first-light/run.py b --glue-dir GLUE --encoder SPLADE_TINY",
+}
+METRIC = {"cola": "Matthews", "stsb": "Spearman"}
+
+
+def read(study: str) -> list[dict[str, Any]]:
+    path = HERE / f"rows-{study}.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def reported(rows: list[dict[str, Any]]) -> dict[str, dict[int, dict[str, float]]]:
+    """arm -> seed -> task -> primary dev metric in percent, of complete seeds only."""
+    scores: dict[str, dict[int, dict[str, float]]] = {arm: {} for arm in ARMS}
+    for row in rows:
+        if row["seed"] != SELECTION_SEED:
+            for task in row["tasks"]:
+                value = 100 * next(iter(row["metrics"][task]["dev"].values()))
+                scores[row["arm"]].setdefault(row["seed"], {})[task] = value
+    tasks = {task for row in rows for task in row["tasks"]}
+    return {
+        arm: {seed: by_task for seed, by_task in seeds.items() if by_task.keys() == tasks}
+        for arm, seeds in scores.items()
+    }
+
+
+def shown(values: list[float]) -> str:
+    """Mean over seeds, with their standard deviation where there are several."""
+    if not values:
+        return "-"
+    mean = statistics.fmean(values)
+    return f"{mean:.1f}" if len(values) == 1 else f"{mean:.1f} ± {statistics.stdev(values):.1f}"
+
+
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    tasks = list(dict.fromkeys(task for row in rows for task in row["tasks"]))
+    scores = reported(rows)
+    n_dev = {t: row["metrics"][t]["dev"]["n"] for row in rows for t in row["tasks"]}
+    lines = ["| task | metric | dev rows | " + " | ".join(ARMS) + " |"]
+    lines.append("| --- | --- | ---: | " + " | ".join("---:" for _ in ARMS) + " |")
+    for task in tasks:
+        cells = [shown([by[task] for by in scores[arm].values()]) for arm in ARMS]
+        metric = METRIC.get(task, "accuracy")
+        lines.append(f"| {task} | {metric} | {n_dev[task]:,} | " + " | ".join(cells) + " |")
+    means = [shown([statistics.fmean(by.values()) for by in scores[arm].values()]) for arm in ARMS]
+    lines.append("| **score** | mean | | " + " | ".join(means) + " |")
+    return lines
+
+
+def differences(rows: list[dict[str, Any]]) -> list[str]:
+    """How the scores of the same seeds differ, arm by arm."""
+    scores = reported(rows)
+    lines = []
+    for a, b in (("single->multi", "single"), ("single->multi", "multi"), ("multi", "single")):
+        seeds = sorted(scores[a].keys() & scores[b].keys())
+        values = [
+            statistics.fmean(scores[a][s].values()) - statistics.fmean(scores[b][s].values())
+            for s in seeds
+        ]
+        if values:
+            above = sum(value > 0 for value in values)
+            lines.append(
+                f"* score of {a} minus {b}: {statistics.fmean(values):+.2f} on average over "
+                f"{len(values)} seed{'s' if len(values) > 1 else ''}, above 0 in {above}"
+            )
+    return lines
+
+
+def rates(rows: list[dict[str, Any]]) -> list[str]:
+    """Learning rate of each arm, with the scores on the seed that chose it."""
+    lines = []
+    for arm in ARMS:
+        chosen = sorted({row["lr"] for row in rows if row["arm"] == arm and row["seed"] < 100})
+        tried: dict[float, list[float]] = {}
+        for row in rows:
+            if row["arm"] == arm and row["seed"] == SELECTION_SEED:
+                values = [100 * next(iter(row["metrics"][t]["dev"].values())) for t in row["tasks"]]
+                tried.setdefault(row["lr"], []).extend(values)
+        grid = ", ".join(f"{lr:g}: {statistics.fmean(v):.1f}" for lr, v in sorted(tried.items()))
+        lines.append(f"* {arm}: lr {', '.join(f'{lr:g}' for lr in chosen) or '?'} (tried {grid})")
+    return lines
+
+
+def section(study: str) -> list[str]:
+    rows = read(study)
+    if not any(row["seed"] != SELECTION_SEED for row in rows):
+        return []
+    scores = reported(rows)
+    seeds = {arm: sorted(by) for arm, by in scores.items()}
+    counts = ", ".join(f"{arm} {len(s)}" for arm, s in seeds.items())
+    row = rows[-1]
+    commits = sorted({str(r["git_commit"])[:10] for r in rows})
+    return [
+        f"**{TITLES[study]}.** Dev metrics of the final weights in percent, mean ± standard "
+        f"deviation over seeds (number of seeds: {counts}).",
+        "",
+        *table(rows),
+        "",
+        *differences(rows),
+        "",
+        "Learning rates, chosen on seed 100, which is not in the table"
+        + (" (one pass over at most 1,500 rows per task):" if study == "a" else ":"),
+        "",
+        *rates(rows),
+        "",
+        f"Command: `{COMMANDS[study]}` on {row['device']} ({row['num_threads']} thread per run, "
+        f"{row['precision']}), torch {row['versions']['torch']}, transformers "
+        f"{row['versions']['transformers']}, commit {', '.join(commits)}.",
+        "",
+    ]
+
+
+def pages() -> dict[Path, str]:
+    body = "\n".join(line for study in ("b", "a") for line in section(study)).strip()
+    note = (
+        "SST-2, CoLA, MRPC, STS-B and RTE are the official files; MNLI, QNLI and QQP are samples "
+        "of theirs, so their numbers are not full GLUE. WNLI is not part of the score."
+    )
+    text = README.read_text()
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    own = "# First light\n\nThe main job on real data, made by `run.py`; this page by `report.py`."
+    return {
+        README: f"{before}{BEGIN}\n{body}\n\n{note}\n{END}{after}",
+        HERE / "README.md": f"{own}\n\n{body}\n\n{note}\n",
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true")
+    args = parser.parse_args()
+    stale = []
+    for path, text in pages().items():
+        if not path.exists() or path.read_text() != text:
+            stale.append(path.name)
+            if not args.check:
+                path.write_text(text)
+    if args.check and stale:
+        print(f"not what the rows say: {', '.join(stale)}; run results/first-light/report.py")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
