@@ -132,7 +132,7 @@ def test_local_attention_stops_at_its_window() -> None:
     # with equal scores and values 0, 1, 2, ... each token becomes the mean of those it sees
     value = torch.arange(7.0).view(1, 1, 7, 1)
     zeros = torch.zeros_like(value)
-    segments = make_segments(np.array([5, 2]), [np.array([0, 1])], CPU)
+    segments = make_segments(np.array([5, 2]), [np.array([0, 1])], CPU, 2)
     out, _ = attention(
         nn.Identity(), zeros, zeros, value, None, segments=segments, sliding_window=2
     )
@@ -195,7 +195,7 @@ def test_replaced_dropout_layers_stay_in_the_mode_they_were_in() -> None:
 def packed_attention(q: Tensor, k: Tensor, v: Tensor, p: float) -> Tensor:
     """(T, H, d) attention of rows of 4, 1 and 3 tokens."""
     lengths = np.array([4, 1, 3])
-    segments = make_segments(lengths, [np.array([0, 2]), np.array([1])], CPU)
+    segments = make_segments(lengths, [np.array([0, 2]), np.array([1])], CPU, 3)
     q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
     return attention(nn.Identity(), q, k, v, None, dropout=p, segments=segments)[0][0]
 
