@@ -115,6 +115,8 @@ def _train_into(run: Run, plan: Plan, force: bool) -> Run:
             run.log_path.write_text("")
     with world_errors(run.path):
         _fit(run, plan, optimizer, state)
+    if state.elapsed_s > cfg.save_every_s:  # an interruption of the evaluation loses no training
+        save_checkpoint(run, plan, optimizer, state, state.elapsed_s)
     if state.average is not None:
         with torch.no_grad():
             for parameter, averaged in zip(model.parameters(), state.average, strict=True):
