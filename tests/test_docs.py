@@ -1,0 +1,161 @@
+"""The README and the docs: their commands run, their links lead somewhere.
+
+Each page's `sh` and `python` blocks run in order in a folder of their own. Two things differ from
+what a reader does: `builtin` is a tiny random encoder and training ends after three steps, so that
+a page takes seconds; and `outshine` runs within this process, which spares its imports. A comment
+on the line before a block leaves it out (`<!-- not run: reason -->`), or says that it needs the
+GLUE files (`<!-- needs GLUE -->`).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shlex
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from outshine.cli import app
+from test_layers import LAYERS
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCE = re.compile(
+    r"(?P<mark><!--[^\n]*-->\n)?^```(?P<kind>sh|python)\n(?P<text>.*?)^```$", re.M | re.S
+)
+HEREDOC = re.compile(r"<<'(\w+)'")
+FEW_STEPS = ["--set", "max_steps=3", "--set", "max_train_rows=64"]
+
+
+@dataclass(frozen=True)
+class Block:
+    """One block of a page that is run."""
+
+    line: int
+    kind: str
+    text: str
+    needs_glue: bool
+
+
+def blocks(page: Path) -> Iterator[Block]:
+    content = page.read_text(encoding="utf-8")
+    for found in FENCE.finditer(content):
+        mark = found["mark"] or ""
+        if "not run:" not in mark:
+            line = content.count("\n", 0, found.start("text")) + 1
+            yield Block(line, found["kind"], found["text"], "needs GLUE" in mark)
+
+
+def commands(text: str) -> Iterator[str]:
+    """The commands of a shell block, each with its continuation lines and here-document."""
+    lines = iter(text.splitlines())
+    for line in lines:
+        command = line
+        while command.endswith(("\\", "|")):
+            command = command.removesuffix("\\") + next(lines)
+        if heredoc := HEREDOC.search(line):
+            while not command.endswith(f"\n{heredoc[1]}"):
+                command += "\n" + next(lines)
+        if command.strip() and not command.startswith("#"):
+            yield command
+
+
+def run_shell(text: str, encoder: Path) -> None:
+    """Runs a block; what stands before `| outshine` is run by bash and becomes its input."""
+    for command in commands(text):
+        before, is_outshine, arguments = command.rpartition("outshine ")
+        source, pipe, rest = before.rpartition("|")
+        if is_outshine and not (rest if pipe else before).strip():
+            given = bash(source) if pipe else ""
+            words = shlex.split(arguments.replace("builtin", str(encoder)), comments=True)
+            words += FEW_STEPS if words[0] in ("train", "distill") else []
+            result = CliRunner().invoke(app, words, input=given)
+            assert result.exit_code == 0, f"{command}\n{result.output}"
+        else:
+            bash(command)
+
+
+def bash(command: str) -> str:
+    done = subprocess.run(["bash", "-ec", command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{command}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if [*blocks(page)]], ids=lambda page: page.name
+)
+def test_the_commands_of_a_page_run(
+    page: Path, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    left_out = 0
+    has_glue = Path(os.environ.get("OUTSHINE_GLUE_DIR") or "nowhere").is_dir()
+    for block in blocks(page):
+        if block.needs_glue and not has_glue:
+            left_out += 1
+            continue
+        if block.kind == "sh":
+            run_shell(block.text, encoder)
+        else:
+            small = f'encoder="{encoder}", max_steps=3, max_train_rows=64'
+            text = block.text.replace('encoder="builtin"', small)
+            exec(compile("\n" * (block.line - 1) + text, str(page), "exec"), names)
+    if left_out:
+        pytest.skip(f"all blocks ran but {left_out}, which read GLUE: set OUTSHINE_GLUE_DIR")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_links_of_a_page_lead_to_files_and_headings(page: Path) -> None:
+    content = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    dead = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", content):
+        if target.startswith(("http://", "https://")):
+            continue
+        name, _, anchor = target.partition("#")
+        file = page.parent / name if name else page
+        if not file.exists() or (anchor and anchor not in anchors(file)):
+            dead.append(target)
+    assert dead == []
+
+
+def anchors(page: Path) -> set[str]:
+    """The names by which the headings of a page are linked."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in headings}
+
+
+def test_the_generated_reference_is_what_the_code_says() -> None:
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    assert spec and spec.loader
+    generate = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generate)
+    assert generate.PAGE.read_text(encoding="utf-8") == generate.page()
+
+
+def test_the_readme_shows_how_to_see_it_and_test_it() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert re.search(r"^make demo\b", readme, re.M) and re.search(r"^make test\b", readme, re.M)
+    assert readme.count("<!-- results:begin -->") == readme.count("<!-- results:end -->") == 1
+
+
+def test_the_design_lists_the_layers_that_are_tested() -> None:
+    design = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^    (\d+) +(.+)$", design, re.M)
+    assert [(int(number), names) for number, names in rows] == list(enumerate(LAYERS))
+
+
+def test_every_key_of_a_task_file_is_described() -> None:
+    from outshine.tasks import Task
+
+    page = (ROOT / "docs" / "own-tasks.md").read_text(encoding="utf-8")
+    keys = {"hub_config": "config"}
+    described = set(re.findall(r"`\[?(\w+)\]?`", page))
+    missing = [key for key in Task.model_fields if keys.get(key, key) not in described]
+    assert missing == []
