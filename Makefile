@@ -30,6 +30,7 @@ format: .venv/dev.stamp  ## Mend what lint can mend by itself
 
 docs: .venv/dev.stamp  ## Generate the pages and numbers of the docs
 	$(BIN)/python docs/generate.py
+	$(BIN)/python results/report.py
 
 clean:  ## Remove the environment and everything that was built; runs stay
 	rm -rf .venv build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
