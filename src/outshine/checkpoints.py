@@ -7,7 +7,7 @@ and the step, so they need no state.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ class State:
         elapsed_s: Training seconds, those before an interruption included.
         average: Exponential moving average of the parameters, if one is kept.
         resumed: How often the run was taken up again.
+        unlogged: What the steps since the last line of the log add to the next one.
     """
 
     step: int = 0
@@ -40,11 +41,10 @@ class State:
     elapsed_s: float = 0.0
     average: list[torch.Tensor] | None = None
     resumed: int = 0
+    unlogged: dict[str, Any] = field(default_factory=dict)
 
 
-def save_checkpoint(
-    run: Run, plan: Plan, optimizer: torch.optim.Optimizer, state: State, elapsed_s: float
-) -> None:
+def save_checkpoint(run: Run, plan: Plan, optimizer: torch.optim.Optimizer, state: State) -> None:
     """Writes the state of a run after `state.step` steps."""
     arrays = {}
     for i, (name, parameter) in enumerate(plan.forward.model.named_parameters()):
@@ -63,8 +63,9 @@ def save_checkpoint(
             "step": state.step,
             "rows": state.rows,
             "tokens": state.tokens,
-            "elapsed_s": elapsed_s,
+            "elapsed_s": state.elapsed_s,
             "resumed": state.resumed,
+            "unlogged": state.unlogged,
         },
     )
 
@@ -86,6 +87,7 @@ def restore(run: Run, plan: Plan, optimizer: torch.optim.Optimizer, state: State
                 state.average[i].copy_(torch.from_numpy(np.array(arrays[f"average/{name}"])))
     state.step, state.rows, state.tokens = header["step"], header["rows"], header["tokens"]
     state.elapsed_s, state.resumed = header["elapsed_s"], header["resumed"] + 1
+    state.unlogged = header["unlogged"]
     lines = run.log_path.read_text().splitlines() if run.log_path.exists() else []
     kept = [line for line in lines if json.loads(line)["step"] <= state.step]
     with world_errors(run.log_path):

@@ -27,12 +27,32 @@ class Log:
         self.last_save = time.monotonic()
         self.tracker = _tracker(run, plan)
         self._reset()
+        self._take_up(state.unlogged, plan.forward.device)
 
     def _reset(self) -> None:
         self.since, self.first = time.monotonic(), (self.state.rows, self.state.tokens)
         self.losses: list[torch.Tensor] = []
         self.sums: dict[int, list[torch.Tensor]] = {}
         self.counts: dict[int, int] = {}
+
+    def _take_up(self, unlogged: dict[str, Any], device: torch.device) -> None:
+        """Goes on with what `note` wrote down, to the last bit."""
+
+        def tensors(values: Sequence[float]) -> list[torch.Tensor]:
+            return list(torch.tensor(values, device=device))
+
+        self.losses = tensors(unlogged.get("losses", []))
+        self.sums = {int(part): tensors(v) for part, v in unlogged.get("sums", {}).items()}
+        self.counts = {int(part): n for part, n in unlogged.get("counts", {}).items()}
+
+    def note(self, state: State) -> None:
+        """Writes the clock, and what no line of the log holds yet, into the state."""
+        state.elapsed_s = self.elapsed_s()
+        state.unlogged = {
+            "losses": [float(loss) for loss in self.losses],
+            "sums": {str(part): [float(x) for x in v] for part, v in self.sums.items()},
+            "counts": {str(part): count for part, count in self.counts.items()},
+        }
 
     def elapsed_s(self) -> float:
         return time.monotonic() - self.begin

@@ -116,7 +116,7 @@ def _train_into(run: Run, plan: Plan, force: bool) -> Run:
     with world_errors(run.path):
         _fit(run, plan, optimizer, state)
     if state.elapsed_s > cfg.save_every_s:  # an interruption of the evaluation loses no training
-        save_checkpoint(run, plan, optimizer, state, state.elapsed_s)
+        save_checkpoint(run, plan, optimizer, state)
     if state.average is not None:
         with torch.no_grad():
             for parameter, averaged in zip(model.parameters(), state.average, strict=True):
@@ -156,19 +156,22 @@ def _fit(run: Run, plan: Plan, optimizer: torch.optim.Optimizer, state: State) -
             optimizer.step()
             optimizer.zero_grad()
             if state.average is not None:
-                torch._foreach_lerp_(state.average, list(model.parameters()), 1.0 - cfg.ema)
+                weights = [p.detach() for p in model.parameters()]
+                torch._foreach_lerp_(state.average, weights, 1.0 - cfg.ema)
             state.step += 1
             state.rows += batch.num_rows
             state.tokens += batch.num_tokens
             bar.advance(1)
             log.step(batch, drawn, step_loss, lr, weight, bar.note)
             if stop():
-                save_checkpoint(run, plan, optimizer, state, log.elapsed_s())
+                log.note(state)
+                save_checkpoint(run, plan, optimizer, state)
                 raise Interrupted(f"interrupted at step {state.step}; the checkpoint is written")
             if log.seconds_since_save() > cfg.save_every_s:
-                save_checkpoint(run, plan, optimizer, state, log.elapsed_s())
+                log.note(state)
+                save_checkpoint(run, plan, optimizer, state)
                 log.saved()
-    state.elapsed_s = log.elapsed_s()
+    log.note(state)
 
 
 def _title(plan: Plan) -> str:
