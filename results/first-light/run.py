@@ -132,14 +132,21 @@ class Queue:
         self.rows = {row["key"]: row for row in map(json.loads, lines)}
         self.pool = ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn"))
 
-    def run(self, jobs: list[Job]) -> list[dict[str, Any]]:
-        """Trains the jobs that have no row yet; returns the rows of all."""
+    def run(self, jobs: list[Job], *, as_teachers: bool = False) -> list[dict[str, Any]]:
+        """Trains the jobs that have no row yet; returns the rows of all.
+
+        Args:
+            jobs: What to train.
+            as_teachers: Whether their logits are needed, so that jobs whose folder is gone are
+                trained again (their rows stay as they are).
+        """
         todo: dict[Future, Job] = {
             self.pool.submit(
                 train_job, job, self.study, self.args.glue_dir, self.args.work, self.args.threads
             ): job
             for job in jobs
             if job.key not in self.rows
+            or (as_teachers and not (self.args.work / job.key / "run.json").exists())
         }
         begin = time.time()
         while todo:
@@ -147,9 +154,10 @@ class Queue:
             for future in done:
                 job = todo.pop(future)
                 row = future.result()
-                self.rows[job.key] = row
-                with self.path.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
+                if job.key not in self.rows:
+                    self.rows[job.key] = row
+                    with self.path.open("a") as file:
+                        file.write(json.dumps(row) + "\n")
                 print(
                     f"{time.time() - begin:6.0f}s  {job.key}  {100 * mean_score([row]):.1f}  "
                     f"{row['tokens'] / row['train_s']:.0f} tokens/s  {len(todo)} left",
@@ -198,18 +206,16 @@ def main() -> None:
         queue, "multi", {x: [Job("multi", study.tasks, sel, x)] for x in study.lrs}
     )
     teachers = singles(queue, sel, lr["single"])
-    lr["single->multi"] = best_lr(
-        queue, "single->multi", {x: [taught(queue, teachers, sel, x)] for x in study.lrs}
-    )
+    chosen_by = [taught(queue, teachers, sel, x) for x in study.lrs]
+    queue.run(teachers, as_teachers=any(job.key not in queue.rows for job in chosen_by))
+    lr["single->multi"] = best_lr(queue, "single->multi", {job.lr: [job] for job in chosen_by})
+    last = []
     for seed in study.seeds:
         teachers = singles(queue, seed, lr["single"])
-        queue.run([*teachers, Job("multi", study.tasks, seed, lr["multi"])])
-    queue.run(
-        [
-            taught(queue, singles(queue, s, lr["single"]), s, lr["single->multi"])
-            for s in study.seeds
-        ]
-    )
+        student = taught(queue, teachers, seed, lr["single->multi"])
+        queue.run(teachers, as_teachers=student.key not in queue.rows)
+        last += [Job("multi", study.tasks, seed, lr["multi"]), student]
+    queue.run(last)
 
 
 if __name__ == "__main__":
