@@ -208,6 +208,22 @@ def test_dry_run_shows_the_mixture_and_writes_no_run(
     assert not cached.exists()
 
 
+def test_dry_run_of_distill_shows_every_run_and_writes_none(
+    tmp_path: Path, tickets: Path, duplicate: Path, encoder: Path
+) -> None:
+    out = tmp_path / "all"
+    result = outshine(
+        *("distill", tickets, duplicate, "--encoder", encoder, "--out", out, "--dry-run", "--json"),
+        *("--set", "max_steps=2", "--set", "student.lr=3e-4"),
+    )
+    runs = json.loads(result.stdout)["runs"]
+    assert [Path(run["out"]).name for run in runs] == ["tickets", "duplicate", "multi", "student"]
+    assert [run["settings"]["lr"] for run in runs] == [5e-5, 5e-5, 1e-4, 3e-4]
+    assert runs[-1]["tasks"]["tickets"]["teachers"] == [str(out / "teachers" / "tickets")]
+    assert result.stderr.count("Mixture") == 4
+    assert not out.exists()
+
+
 def test_dry_run_refuses_what_train_would_refuse(tickets: Path, encoder: Path) -> None:
     args = ("train", tickets, "--encoder", encoder, "--dry-run", "--teacher")
     assert "no such file or folder" in outshine(*args, "tickets=/nowhere", code=2).stderr

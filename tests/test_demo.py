@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from outshine import demo, distillation, load
+from outshine import costs, demo, distillation, load
 from outshine.distillation import ARMS, Distillation
 
 
@@ -22,8 +22,8 @@ def quick(monkeypatch: pytest.MonkeyPatch, encoder: Path) -> None:
         return distill(tasks, **kwargs | {"encoder": str(encoder), "settings": tiny})
 
     monkeypatch.setattr(demo, "distill", small)
-    monkeypatch.setattr(distillation, "_ALONE_S", 0.05)
-    monkeypatch.setattr(distillation, "_BATCHED_S", 0.05)
+    monkeypatch.setattr(costs, "ALONE_S", 0.05)
+    monkeypatch.setattr(costs, "BATCHED_S", 0.05)
 
 
 def test_the_demo_ends_with_a_table_answers_and_what_one_seed_shows(

@@ -15,6 +15,7 @@ import typer
 from outshine import cli_tasks
 from outshine.command import (
     Device,
+    DryRun,
     Encoder,
     Force,
     Format,
@@ -102,9 +103,7 @@ def train(
     seed: Seed = None,
     settings: Settings = None,
     force: Force = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the resolved mixture and train nothing.")
-    ] = False,
+    dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Train one model on one or several tasks.
@@ -151,6 +150,7 @@ def distill(
         ),
     ] = None,
     force: Force = False,
+    dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Train teachers and their student, and compare.
@@ -158,19 +158,27 @@ def distill(
     Trains one teacher per task, a plain multi-task model and the born-again student, and prints
     one table, with what one model saves against several.
     """
+    stages = _parse_stages(settings or [])
+    stages["settings"] |= _given(encoder=encoder, seed=seed)
+    found, teachers = find_tasks(tasks, glue_dir), _parse_teachers(teacher or [])
+    if dry_run:
+        from outshine.preview import preview_distillation
+
+        facts = preview_distillation(found, out=out, teachers=teachers, **stages)
+        if as_json:
+            print_json(facts)
+        return
     from outshine import distillation
 
-    stages = _parse_stages(settings or [])
-    seed = seed if seed is not None else stages["single"].get("seed", 1)
     made = distillation.distill(
-        find_tasks(tasks, glue_dir),
-        encoder=encoder or "",
+        found,
         out=out,
-        teachers=_parse_teachers(teacher or []),
-        seed=seed,
+        settings=stages["settings"],
+        single=stages["single"],
+        multi=stages["multi"],
+        student=stages["student"],
+        teachers=teachers,
         force=force,
-        settings=_given(encoder=encoder, seed=seed),
-        **stages,
     )
     if as_json:
         print_json(made.results)
@@ -341,21 +349,15 @@ def _parse_teachers(pairs: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _parse_stages(assignments: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Stage -> its settings, of `[STAGE.]KEY=VALUE` arguments; those of a stage win.
-
-    The student starts from the settings of `multi`, so that it needs its own alone.
-    """
+    """`settings` and each stage -> its settings, of `[STAGE.]KEY=VALUE` arguments."""
     from outshine.config import parse_settings
 
-    common = [a for a in assignments if a.partition(".")[0] not in STAGES]
     own = {
         stage: [a.removeprefix(f"{stage}.") for a in assignments if a.startswith(f"{stage}.")]
         for stage in STAGES
     }
-    return {
-        stage: parse_settings([*(common if stage != "student" else []), *own[stage]])
-        for stage in STAGES
-    }
+    common = [a for a in assignments if a.partition(".")[0] not in STAGES]
+    return {name: parse_settings(given) for name, given in {"settings": common, **own}.items()}
 
 
 def _percent(value: float, values: dict[str, float]) -> str:

@@ -49,6 +49,9 @@ Teacher = Annotated[
         "task are an ensemble. Repeatable.",
     ),
 ]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Show the resolved mixture and train nothing.")
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="A setting, such as lr=1e-4. Repeatable."),

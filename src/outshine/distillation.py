@@ -5,42 +5,35 @@ Everything stands in one folder DIR: `teachers/<task>`, `multi`, `student` and `
 
 from __future__ import annotations
 
-import math
-import statistics
-import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import islice
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from outshine import teachers as teaching
 from outshine.checkpoints import same_identity
+from outshine.comparison import (
+    ARMS,
+    STUDENT,
+    compare_arms,
+    measure,
+    show_results,
+    tables_by_task,
+)
 from outshine.config import TrainConfig, build, resolve
-from outshine.console import say, show
-from outshine.data import TokenTable
+from outshine.console import say
+from outshine.costs import measure_cost
 from outshine.errors import UserError
-from outshine.evaluation import Predictor, load, score, table_metrics
 from outshine.files import write_json
-from outshine.metrics import standard_error
 from outshine.planning import WITHOUT_EFFECT, prepare, settle
-from outshine.readers import read_rows
 from outshine.runs import Run
-from outshine.tasks import Task, kind_of, unique_tasks
+from outshine.tasks import Task, unique_tasks
 from outshine.training import train
 
 FORMAT = 1
-STUDENT = "single->multi"
-ARMS = ("single", "multi", STUDENT)
 
 _BY_TASK = ("task_weight", "sampling_weights", "symmetric")
 _NOT_SCORES = ("n", "constant_prediction", "standard_error")
-
-# Cost is measured over so many rounds of both sides, in about so many seconds.
-_ROUNDS = 5
-_ALONE_S, _BATCHED_S = 2.0, 4.0
 
 
 @dataclass(frozen=True)
@@ -63,7 +56,7 @@ class Distillation:
 
 
 @dataclass(frozen=True)
-class _Step:
+class Step:
     """One run to be made."""
 
     title: str
@@ -94,7 +87,7 @@ def distill(
         tasks: Two or more, each with a dev split.
         encoder: Folder, hub id or `builtin`, for all runs.
         out: DIR.
-        settings: For all runs; they have the last word over those of a stage.
+        settings: For all runs; those of a stage have the last word.
         single: Settings of the teachers.
         multi: Settings of the plain multi-task model and, but for `student`, of the student.
         student: Settings of the student alone.
@@ -111,51 +104,38 @@ def distill(
         WorldError: If the disk or the hub fails.
     """
     tasks, out = unique_tasks(tasks), Path(out)
-    _check_request(tasks, out)
     sources = teaching.normalise(teachers, tasks)
-    cfgs = _settings(
-        {"encoder": encoder, "seed": seed},
-        {"single": single or {}, "multi": multi or {}, STUDENT: student or {}},
-        settings or {},
-        len(tasks),
+    cfgs, steps = plan_steps(
+        tasks,
+        sources,
+        out,
+        {"encoder": encoder, "seed": seed} | dict(settings or {}),
+        single or {},
+        multi or {},
+        student or {},
     )
-    untaught = [task for task in tasks if task.name not in sources]
-    steps = [
-        *(
-            _Step(
-                f"teacher of {task.name}",
-                (task,),
-                _of_task(cfgs["single"], task),
-                out / "teachers" / task.name,
-            )
-            for task in untaught
-        ),
-        _Step("multi-task model without teachers", tasks, cfgs["multi"], out / "multi"),
-        _Step("student of all teachers", tasks, cfgs[STUDENT], out / "student"),
-    ]
-    for step in steps:
-        settle(step.tasks, step.cfg, step.path, force=True, overrides={})
+    num_teachers = len(steps) - 2
     # All data and the ready-made teachers are read here, before hours of training.
     plan = prepare(tasks, cfgs["multi"], sources)
-    dev, device = _tables_by_task(plan.dev), cfgs["multi"].device
+    dev, device = tables_by_task(plan.dev), cfgs["multi"].device
     del plan  # and with it the memory of a model
     for task in tasks:
-        _measure(task, dev[task.name], sources.get(task.name, []), device)
+        measure(task, dev[task.name], sources.get(task.name, []), device)
 
     runs = []
     for number, step in enumerate(steps, start=1):
         say(f"\n[{number}/{len(steps)}] {step.title}: {step.path}")
         runs.append(_train_once(step, sources if number == len(steps) else None, force))
-        if number <= len(untaught):
+        if number <= num_teachers:
             sources[step.tasks[0].name] = [str(step.path)]
 
     *_, plain, born_again = runs
     taught_by = {task.name: _one_run(sources[task.name], task) for task in tasks}
     teacher_runs = {name: run for name, run in taught_by.items() if run is not None}
-    results = _compare(tasks, sources, plain, born_again, dev, device)
+    results = compare_arms(tasks, sources, plain, born_again, dev, device)
     results |= {
         "format": FORMAT,
-        "seed": seed,
+        "seed": cfgs[STUDENT].seed,
         "settings": {arm: cfg.model_dump(mode="json") for arm, cfg in cfgs.items()},
         "teachers": {
             name: [_inside(source, out) for source in given] for name, given in sources.items()
@@ -171,6 +151,51 @@ def distill(
     show_results(results)
     say(f"The student is in {born_again.path}, all numbers are in {out / 'results.json'}")
     return Distillation(out, teacher_runs, plain, born_again, results)
+
+
+def plan_steps(
+    tasks: tuple[Task, ...],
+    sources: Mapping[str, Sequence[str]],
+    out: Path,
+    settings: Mapping[str, Any],
+    single: Mapping[str, Any],
+    multi: Mapping[str, Any],
+    student: Mapping[str, Any],
+) -> tuple[dict[str, TrainConfig], list[Step]]:
+    """The runs of a distillation in their order: teachers, multi-task model, student.
+
+    Args:
+        tasks: The student's tasks.
+        sources: Task -> teachers that exist already.
+        out: DIR.
+        settings: As in `distill`, with encoder and seed; so are `single`, `multi`, `student`.
+
+    Returns:
+        Arm -> complete settings of its last stage, and the steps.
+
+    Raises:
+        UserError: If anything given is wrong.
+    """
+    _check_request(tasks, out)
+    stages = {"single": single, "multi": multi, STUDENT: student}
+    cfgs = _settings(settings, stages, len(tasks))
+    steps = [
+        Step(
+            f"teacher of {task.name}",
+            (task,),
+            _of_task(cfgs["single"], task),
+            out / "teachers" / task.name,
+        )
+        for task in tasks
+        if task.name not in sources
+    ]
+    steps += [
+        Step("multi-task model without teachers", tasks, cfgs["multi"], out / "multi"),
+        Step("student of all teachers", tasks, cfgs[STUDENT], out / "student"),
+    ]
+    for step in steps:
+        settle(step.tasks, step.cfg, step.path, force=True, overrides={})
+    return cfgs, steps
 
 
 def _check_request(tasks: Sequence[Task], out: Path) -> None:
@@ -196,12 +221,11 @@ def _check_request(tasks: Sequence[Task], out: Path) -> None:
 def _settings(
     common: Mapping[str, Any],
     stages: Mapping[str, Mapping[str, Any]],
-    last: Mapping[str, Any],
     num_tasks: int,
 ) -> dict[str, TrainConfig]:
     """Complete settings of each arm's last stage; the student starts from those of `multi`."""
     below = {"single": {}, "multi": {}, STUDENT: stages["multi"]}
-    given = {arm: build({**common, **below[arm], **stages[arm], **last}) for arm in ARMS}
+    given = {arm: build({**common, **below[arm], **stages[arm]}) for arm in ARMS}
     cfgs = {arm: resolve(cfg, 1 if arm == "single" else num_tasks) for arm, cfg in given.items()}
     for cfg in cfgs.values():
         if cfg.keep != "all":
@@ -222,7 +246,7 @@ def _of_task(cfg: TrainConfig, task: Task) -> TrainConfig:
     return cfg.model_copy(update=own)
 
 
-def _train_once(step: _Step, teachers: teaching.Teachers | None, force: bool) -> Run:
+def _train_once(step: Step, teachers: teaching.Teachers | None, force: bool) -> Run:
     """Trains a run, unless it is complete and would come out the same."""
     run = Run(step.path)
     if force or not run.is_complete:
@@ -255,221 +279,3 @@ def _inside(path: str | Path, out: Path) -> str:
 def _brief(run: Run) -> dict[str, Any]:
     info = run.info()
     return {key: info[key] for key in ("id", "seed", "steps", "tokens", "train_s")}
-
-
-# --- the comparison ---------------------------------------------------------------------------
-
-
-def _tables_by_task(
-    tables: Mapping[tuple[str, str], TokenTable],
-) -> dict[str, dict[str, TokenTable]]:
-    """(task, split) -> table, as task -> split -> table."""
-    found: dict[str, dict[str, TokenTable]] = {}
-    for (name, split), table in tables.items():
-        found.setdefault(name, {})[split] = table
-    return found
-
-
-def _compare(
-    tasks: Sequence[Task],
-    sources: Mapping[str, Sequence[str]],
-    multi: Run,
-    student: Run,
-    dev: Mapping[str, Mapping[str, TokenTable]],
-    device: str,
-) -> dict[str, Any]:
-    """Every dev metric of every arm, as fractions, with the standard error of the primary one.
-
-    Returns:
-        {"tasks": {task: {"metric": name, "arms": {arm: {split: {metric: ..., "n": rows,
-        "standard_error": ...}}}}}, "score": {arm: {"value", "standard_error"}}}; an arm without
-        dev logits (a teacher that is a table) has {} and no score.
-    """
-    found: dict[str, Any] = {}
-    for task in tasks:
-        by_arm = zip(
-            ARMS, (sources[task.name], [str(multi.path)], [str(student.path)]), strict=True
-        )
-        found[task.name] = {
-            "metric": task.primary_metric,
-            "arms": {arm: _measure(task, dev[task.name], given, device) for arm, given in by_arm},
-        }
-    return {"tasks": found, "score": {arm: _score(tasks, found, arm) for arm in ARMS}}
-
-
-def _measure(
-    task: Task, tables: Mapping[str, TokenTable], sources: Sequence[str], device: str
-) -> dict[str, dict[str, float]]:
-    """Dev metrics of one model, or ensemble, from its saved dev logits where it has them."""
-    # a table's ids are those of train rows, and dev rows have the same numbers
-    known = [teaching.recognise(source, task) for source in sources]
-    if not known or any(isinstance(teacher, Path) for teacher in known):
-        return {}
-    kind, found = kind_of(task), {}
-    for split, table in tables.items():
-        logits = teaching.teacher_logits(sources, table, np.arange(len(table)), device)
-        gold = kind.gold_values(task, np.asarray(table.gold))
-        error = standard_error(task.primary_metric, gold, kind.decode(task, logits))
-        found[split] = table_metrics(table, logits) | {"standard_error": error}
-    return found
-
-
-def _score(tasks: Sequence[Task], found: Mapping[str, Any], arm: str) -> dict[str, float] | None:
-    """Mean of the primary dev metrics, and its standard error (dev sets are independent)."""
-    dev = {name: entry["arms"][arm].get("dev") for name, entry in found.items()}
-    if None in dev.values():
-        return None
-    value = score(tasks, dev)
-    # the same mean over one task alone tells whether it counts
-    counted = [dev[task.name] for task in tasks if score([task], dev) is not None]
-    if value is None:
-        return None
-    error = math.sqrt(sum(row["standard_error"] ** 2 for row in counted)) / len(counted)
-    return {"value": value, "standard_error": error}
-
-
-def show_results(results: Mapping[str, Any]) -> None:
-    """Prints the table of scores in percent, and what one model costs against several."""
-    rows = []
-    for name, entry in results["tasks"].items():
-        metric, arms = entry["metric"], entry["arms"]
-        for split, student in arms[STUDENT].items():
-            cells = [_cell(arms[arm].get(split, {}), metric) for arm in ARMS]
-            title = name if split == "dev" else f"{name} {split}"
-            rows.append([title, metric, *cells, str(student["n"])])
-    totals = [_cell(results["score"][arm] or {}, "value") for arm in ARMS]
-    rows.append(["score", "mean", *totals, ""])
-    show(
-        f"Dev scores in percent, ± the standard error of so many dev rows; seed {results['seed']}",
-        ["task", "metric", *ARMS, "n"],
-        rows,
-    )
-    cost = results["cost"]
-    if cost is None:
-        say("cost: not measured, because fewer than two teachers are runs")
-        return
-    one, many, count = cost["student"], cost["teachers"], cost["num_models"]
-    rows = []
-    for key, title, less_is_better in (
-        ("megabytes", "megabytes on disk", True),
-        ("ms_per_row", "ms per text, one at a time", True),
-        ("rows_per_s", f"texts/s, {cost['batch_size']} at a time", False),
-    ):
-        gain = many[key] / one[key] if less_is_better else one[key] / many[key]
-        rows.append([title, f"{one[key]:,.1f}", f"{many[key]:,.1f}", f"{gain:.1f}"])
-    show(
-        f"Cost of one student against {count} teachers, each text answered by all heads",
-        ["", "student", f"{count} teachers", "gain"],
-        rows,
-    )
-    machine, inputs = results["machine"], cost["num_inputs"]
-    say(
-        f"Measured on dev texts in float32, {machine['num_threads']} threads of "
-        f"{machine['device']}; median of {cost['rounds']} rounds in turn."
-    )
-    if inputs > 1:
-        say(
-            f"One pass answers the tasks that read the same columns. These {cost['num_tasks']} "
-            f"tasks read {inputs} different sets of columns, so a row that has them all takes the "
-            f"student {inputs} passes and the teachers {cost['num_tasks']}."
-        )
-
-
-def _cell(values: Mapping[str, float], metric: str) -> str:
-    if metric not in values:
-        return "-"
-    mark = " (constant)" if "constant_prediction" in values else ""
-    return f"{100 * values[metric]:.1f} ± {100 * values['standard_error']:.1f}{mark}"
-
-
-# --- the cost ---------------------------------------------------------------------------------
-
-
-def measure_cost(
-    tasks: Sequence[Task], teachers: Mapping[str, Run], student: Run, device: str
-) -> dict[str, Any] | None:
-    """Measures what one model costs against several that give the same answers.
-
-    Each dev text goes through the student once, for the answers of all its tasks, and through
-    every teacher. Both sides take turns, with the same texts; a value is the median of the
-    rounds. The numbers of texts are chosen so that it takes a few seconds.
-
-    Args:
-        tasks: The student's tasks.
-        teachers: Task -> its run; tasks without one are left out on both sides.
-        student: The run that answers all of them.
-        device: `auto`, `cpu`, `cuda`, ...
-
-    Returns:
-        {"num_tasks", "num_models", "num_inputs" (different sets of text columns), "rounds",
-        "num_rows" (texts, one at a time), "batch_size", "student" and "teachers":
-        {"megabytes" (of 10**6 bytes), "ms_per_row", "rows_per_s"}}, or None with fewer than two
-        teachers.
-    """
-    members = [task for task in tasks if task.name in teachers]
-    by_path: dict[Path, list[Task]] = {}
-    for task in members:
-        by_path.setdefault(teachers[task.name].path, []).append(task)
-    if len(by_path) < 2:
-        return None
-    sides = {
-        "student": [_on_one_text(student, members, device)],
-        "teachers": [_on_one_text(Run(path), taught, device) for path, taught in by_path.items()],
-    }
-    texts = _dev_texts(members, 64)
-    for models in sides.values():
-        _seconds(models, [texts[:2]])  # the first pass allocates
-    alone = sum(_seconds(models, [[text] for text in texts[:2]]) for models in sides.values()) / 2
-    num_rows = min(max(int(_ALONE_S / (_ROUNDS * alone)), 1), len(texts))
-    # in a batch a text costs less than alone
-    batch_size = min(max(int(2 * _BATCHED_S / (_ROUNDS * alone)), 8), len(texts))
-    work = {"alone": [[text] for text in texts[:num_rows]], "batched": [texts[:batch_size]]}
-    seconds: dict[tuple[str, str], list[float]] = {
-        (side, how): [] for how in work for side in sides
-    }
-    for _ in range(_ROUNDS):
-        for (side, how), times in seconds.items():
-            times.append(_seconds(sides[side], work[how]))
-    medians = {key: statistics.median(times) for key, times in seconds.items()}
-    weights = {"student": [student], "teachers": [Run(path) for path in by_path]}
-    return {
-        "num_tasks": len(members),
-        "num_models": len(by_path),
-        "num_inputs": len({task.text for task in members}),
-        "rounds": _ROUNDS,
-        "num_rows": num_rows,
-        "batch_size": batch_size,
-    } | {
-        side: {
-            "megabytes": sum(map(_num_bytes, weights[side])) / 1e6,
-            "ms_per_row": 1000 * medians[side, "alone"] / num_rows,
-            "rows_per_s": batch_size / medians[side, "batched"],
-        }
-        for side in sides
-    }
-
-
-def _on_one_text(run: Run, tasks: Iterable[Task], device: str) -> Predictor:
-    """A model that answers the same text by all of these tasks, whichever columns they read."""
-    single = [task.model_copy(update={"text": ("text",), "symmetric": False}) for task in tasks]
-    return replace(load(run, device=device), tasks=tuple(single))
-
-
-def _dev_texts(tasks: Sequence[Task], count: int) -> list[str]:
-    """Dev rows as one text each, taken in turn from all tasks."""
-    each = [islice(read_rows(task, "dev"), math.ceil(count / len(tasks))) for task in tasks]
-    rows = [[" ".join(row.texts) for row in rows] for rows in each]
-    longest = max(map(len, rows))
-    return [texts[i] for i in range(longest) for texts in rows if i < len(texts)][:count]
-
-
-def _seconds(models: Sequence[Predictor], batches: Sequence[Sequence[str]]) -> float:
-    start = time.perf_counter()
-    for batch in batches:
-        for model in models:
-            model.predict(batch)
-    return time.perf_counter() - start
-
-
-def _num_bytes(run: Run) -> int:
-    return sum(file.stat().st_size for file in run.model_dir.rglob("*") if file.is_file())

@@ -1,8 +1,8 @@
-"""What `outshine train` would do, without training: for `--dry-run`."""
+"""What `outshine train` and `distill` would do, without training: for `--dry-run`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,10 @@ import numpy as np
 
 from outshine import teachers as teaching
 from outshine.config import TrainConfig
+from outshine.console import say
+from outshine.distillation import plan_steps
 from outshine.planning import Plan, describe, prepare, settle
-from outshine.tasks import Task
+from outshine.tasks import Task, unique_tasks
 
 
 def preview(
@@ -44,6 +46,41 @@ def preview(
     plan = replace(prepare(tasks, cfg, None), teachers=sources)
     describe(plan)
     return {"out": str(path)} | _facts(plan)
+
+
+def preview_distillation(
+    tasks: Sequence[Task],
+    *,
+    out: str | Path,
+    settings: Mapping[str, Any],
+    single: Mapping[str, Any],
+    multi: Mapping[str, Any],
+    student: Mapping[str, Any],
+    teachers: teaching.Teachers | None = None,
+) -> dict[str, Any]:
+    """Checks the arguments of `distillation.distill` and prints the mixture of each of its runs.
+
+    Returns:
+        {"runs": [what `preview` returns, for each run in order]}.
+
+    Raises:
+        UserError: If anything given is wrong.
+    """
+    tasks = unique_tasks(tasks)
+    sources = teaching.normalise(teachers, tasks)
+    for task in tasks:
+        for source in sources.get(task.name, []):
+            teaching.recognise(source, task)
+    _, steps = plan_steps(tasks, sources, Path(out), settings, single, multi, student)
+    runs = []
+    for number, step in enumerate(steps, start=1):
+        say(f"\n[{number}/{len(steps)}] {step.title}: {step.path}")
+        taught = {task.name: [str(Path(out) / "teachers" / task.name)] for task in tasks} | sources
+        last = number == len(steps)
+        plan = replace(prepare(step.tasks, step.cfg, None), teachers=taught if last else {})
+        describe(plan)
+        runs.append({"out": str(step.path)} | _facts(plan))
+    return {"runs": runs}
 
 
 def _facts(plan: Plan) -> dict[str, Any]:
