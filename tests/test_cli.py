@@ -434,12 +434,12 @@ def test_doctor_waits_no_longer_than_told(monkeypatch: pytest.MonkeyPatch) -> No
     assert time.monotonic() - begin < 2
 
 
-def test_a_setting_of_a_stage_wins_over_that_of_all() -> None:
+def test_settings_are_told_apart_by_their_stage() -> None:
     given = ["single.lr=3e-4", "lr=1e-4", "student.anneal=constant", "task_weight={a=2.5}"]
-    common = {"task_weight": {"a": 2.5}}
     assert _parse_stages(given) == {
-        "single": {"lr": 3e-4} | common,
-        "multi": {"lr": 1e-4} | common,
+        "settings": {"lr": 1e-4, "task_weight": {"a": 2.5}},
+        "single": {"lr": 3e-4},
+        "multi": {},
         "student": {"anneal": "constant"},
     }
 
