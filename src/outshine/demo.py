@@ -13,9 +13,10 @@ from outshine.tasks import Task
 SUITE = Path(__file__).parent / "demo_suite"
 TASKS = ("intent", "sentiment", "urgency", "duplicate", "answers")
 
-# Chosen on other seeds than the demo's, so that it takes less than 5 minutes on 2 cores.
-_SINGLE = {"preset": "small-single", "lr": 2e-4, "epochs": 4.0, "batch_size": 32}
-_MULTI = {"preset": "small-multi", "lr": 2e-4, "epochs": 4.0, "batch_size": 32}
+# Chosen on seeds 1 and 2 among a few, for single-task scores above 60 and less than 5 minutes on
+# 2 cores; the student would gain from more epochs.
+_SINGLE = {"preset": "small-single", "lr": 3e-4, "epochs": 3.0, "batch_size": 16}
+_MULTI = {"preset": "small-multi", "lr": 2e-4, "epochs": 3.0, "batch_size": 32}
 
 _FRESH = (
     {"text": "Water drips from the ceiling onto your hub and it sparks, what do I do?"},
