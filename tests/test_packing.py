@@ -17,7 +17,8 @@ from transformers import AutoTokenizer
 from families import FAMILIES, PACKED, PADDED
 from outshine import dropout
 from outshine.batches import Rows
-from outshine.forward import Forward, make_forward
+from outshine.depths import find_layers
+from outshine.forward import LINE_MULTIPLE, Forward, make_forward
 from outshine.model import build_model
 from outshine.packing import attention, make_segments
 from outshine.tasks import Task
@@ -86,6 +87,24 @@ def test_packed_equals_padded(family: str, max_tokens: int, checkpoint: Checkpoi
     for name, gradient in gradients.items():
         if not is_key_bias(name):
             assert (gradient - other[name]).norm() <= 1e-5 * other[name].norm(), name
+
+
+@pytest.mark.parametrize("family", PACKED)
+def test_the_last_feed_forward_network_sees_first_tokens_alone_behind_a_post_norm(
+    family: str, checkpoint: Checkpoint
+) -> None:
+    forward = make(checkpoint(family), plain=False)
+    _, layers = find_layers(forward.model.encoder, forward.model.network.config)
+    sizes = []
+    wide = [m for m in layers[-1].modules() if isinstance(m, nn.Linear) and m.in_features == 64]
+    assert len(wide) == 1
+    wide[0].register_forward_hook(lambda module, args, output: sizes.append(args[0][..., 0]))
+    with torch.no_grad():
+        forward.pooled(some_rows())
+    num_tokens = sum(LENGTHS) - sum(LENGTHS) % -LINE_MULTIPLE
+    assert [size.numel() for size in sizes] == [
+        num_tokens if family == "modernbert" else len(LENGTHS)
+    ]
 
 
 @pytest.mark.parametrize("family", PADDED)

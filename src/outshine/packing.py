@@ -6,8 +6,9 @@ Hugging Face encoder do this, and none of them changes its code:
 * an attention function, registered with transformers, that reads the table of segments handed
   through the encoder's keyword arguments;
 * position ids that begin anew in each segment;
-* a hook behind the last layer that keeps the first token of each segment, (1, T, D) to
-  (B, 1, D), so that all that follows (pooler, classification transform) sees B rows.
+* a hook in the last layer that keeps the first token of each segment, (1, T, D) to (B, 1, D), so
+  that all that follows sees B rows: the pooler and classification transform in any case, and where
+  the family normalises behind its attention, the last layer's feed-forward network, too.
 
 Whether an encoder allows this is tested, not assumed: `find_packing` compares two segments packed
 with the same segments alone.
@@ -205,9 +206,37 @@ def attention(
     return out.unsqueeze(0), None
 
 
+class _FirstTokens:
+    """Hooks that keep the first token of each segment, when rows are packed."""
+
+    def __init__(self, last_layer: nn.Module, place: nn.Module) -> None:
+        """Cuts behind `place`, which is `last_layer` or inside it."""
+        self.first: Tensor | None = None
+        self.handles = (
+            last_layer.register_forward_pre_hook(self._enter, with_kwargs=True),
+            place.register_forward_hook(self._cut),
+        )
+
+    def _enter(self, _module: nn.Module, _args: Any, kwargs: Mapping[str, Any]) -> None:
+        segments = kwargs.get("segments")
+        self.first = None if segments is None else segments.first
+
+    def _cut(self, _module: nn.Module, _args: Any, output: Any) -> Any:
+        """(1, T, D) to (B, 1, D)."""
+        if self.first is None:
+            return None
+        hidden = output[0] if isinstance(output, tuple) else output
+        taken = hidden[0].index_select(0, self.first).unsqueeze(1)
+        return (taken, *output[1:]) if isinstance(output, tuple) else taken
+
+    def remove(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+
 @dataclass(frozen=True)
 class Packing:
-    """How to call a packing encoder: what its first position id is, and its last layer's hook."""
+    """How to call a packing encoder: what the first position id of a row is."""
 
     first_position: int
 
@@ -220,12 +249,14 @@ def find_packing(
 ) -> Packing | None:
     """Prepares an encoder for packed rows, if it gives the same results with them.
 
-    Two made-up segments are computed packed and alone; when they differ by more than 1e-4 with
-    every way to count positions that is known, the encoder is left as it was.
+    Two made-up segments are computed packed and alone. What makes them differ by more than 1e-4 is
+    given up: first to leave the last layer early, which needs a family that normalises behind its
+    attention and layers with weights of their own; when they differ with every way to count
+    positions that is known, the encoder is left as it was.
 
     Args:
         network: A transformers model in eval mode.
-        last_layer: The encoder's last layer, behind which the first tokens are taken.
+        last_layer: The encoder's last layer.
         pooled: Inputs of the network -> (B, D) pooled vectors.
         pad_id: RoBERTa's positions begin behind it.
 
@@ -239,31 +270,23 @@ def find_packing(
     before = network.config._attn_implementation
     lengths = np.array([5, 3])
     ids = torch.tensor([[7, 8, 9, 10, 11, 12, 13, 14]])
+    norms = [module for module in last_layer.modules() if isinstance(module, nn.LayerNorm)]
     AttentionInterface.register(ATTENTION, attention)
     with torch.no_grad():
         wanted = torch.cat([pooled({"input_ids": row}) for row in (ids[:, :5], ids[:, 5:])])
         network.set_attn_implementation(ATTENTION)
-        handle = last_layer.register_forward_hook(_first_tokens, with_kwargs=True)
         segments = make_segments(lengths, [np.array([0, 1])], ids.device, 2)
-        for first in (0, pad_id + 1):
-            positions = first + torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2]])
-            inputs = {"input_ids": ids, "position_ids": positions, "segments": segments}
-            try:
-                found = pooled(inputs)
-                if found.shape == wanted.shape and (found - wanted).abs().max() < TOLERANCE:
-                    return Packing(first)
-            except (TypeError, RuntimeError, ValueError, IndexError):
-                pass  # the family takes no such argument or shape: it cannot pack
-        handle.remove()
+        for place in (*norms[:1], last_layer):
+            hooks = _FirstTokens(last_layer, place)
+            for first in (0, pad_id + 1):
+                positions = first + torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2]])
+                inputs = {"input_ids": ids, "position_ids": positions, "segments": segments}
+                try:
+                    found = pooled(inputs)
+                    if found.shape == wanted.shape and (found - wanted).abs().max() < TOLERANCE:
+                        return Packing(first)
+                except (TypeError, RuntimeError, ValueError, IndexError):
+                    pass  # the family takes no such argument or shape: it cannot pack
+            hooks.remove()
         network.set_attn_implementation(before)
     return None
-
-
-def _first_tokens(_module: nn.Module, _args: Any, kwargs: Mapping[str, Any], output: Any) -> Any:
-    """Hook behind the last layer: (1, T, D) to (B, 1, D), when rows are packed."""
-    segments = kwargs.get("segments")
-    if segments is None:
-        return None
-    hidden = output[0] if isinstance(output, tuple) else output
-    taken = hidden[0].index_select(0, segments.first).unsqueeze(1)
-    return (taken, *output[1:]) if isinstance(output, tuple) else taken
