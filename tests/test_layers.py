@@ -19,7 +19,7 @@ MAX_LINES = 400
 
 # A file imports only from lower layers, also inside functions; types alone may come from anywhere.
 LAYERS = (
-    "console errors kinds metrics schedules seeds",
+    "console errors kinds limits metrics micro_batching schedules seeds service_docs",
     "files hub",
     "encoders jsonlines tasks",
     "config glue_tasks predictions readers runs",
@@ -29,16 +29,16 @@ LAYERS = (
     "depths packing",
     "forward",
     "evaluation losses",
-    "teachers",
-    "planning",
-    "checkpoints",
+    "service teachers",
+    "planning service_requests",
+    "checkpoints serving",
     "journal provenance",
     "training",
     "comparison costs doctor",
     "distillation",
     "demo preview",
     "command",
-    "cli_tasks",
+    "cli_serve cli_tasks",
     "cli __init__",
 )
 NUM_TORCH_FREE = 5

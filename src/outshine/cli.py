@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from outshine import cli_tasks
+from outshine import cli_serve, cli_tasks
 from outshine.command import (
     Device,
     DryRun,
@@ -313,6 +313,9 @@ def doctor(as_json: Json = False) -> None:
     }
     for name, text in lines.items():
         print(f"{name:<16} {text}")
+
+
+cli_serve.register(app)
 
 
 # --- from arguments, and to people ------------------------------------------------------------

@@ -5,7 +5,7 @@ B rows of a forward pass, L tokens of its longest row, C outputs of a head.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -163,6 +163,7 @@ def load_forward(run: Run, device: str, precision: str) -> tuple[Forward, Any]:
 # --- raw text ---------------------------------------------------------------------------------
 
 Texts = tuple[str, ...]
+Encoded = tuple[list[int], list[int], bool]  # token ids, segment ids, whether it was truncated
 
 
 @dataclass(frozen=True)
@@ -234,22 +235,32 @@ class Predictor:
                 yield given | answer, frozenset(t.name for t in chosen) - texts.keys()
             first += len(batch)
 
-    @torch.no_grad()
     def _answer(self, wanted: Sequence[Mapping[str, Texts]]) -> list[dict[str, Any]]:
         """Runs each distinct text (or pair) through the encoder once, and its tasks' heads."""
-        distinct = {
-            texts: i
-            for i, texts in enumerate(
-                dict.fromkeys(texts for row in wanted for texts in row.values())
-            )
-        }
-        heads_of: list[set[str]] = [set() for _ in distinct]
-        for row in wanted:
-            for name, texts in row.items():
-                heads_of[distinct[texts]].add(name)
-        encoded = list(tokenize(self.tokenizer, list(distinct), self.max_length))
+        heads = distinct_texts(wanted)
+        answers = self.answer(self.tokenize(list(heads)), list(heads.values()))
+        answer_of = dict(zip(heads, answers, strict=True))
+        return [{name: answer_of[texts][name] for name, texts in row.items()} for row in wanted]
+
+    def tokenize(self, texts: Sequence[Texts]) -> list[Encoded]:
+        """Tokens of texts or pairs, cut at `max_length`. Not for two threads at once."""
+        return list(tokenize(self.tokenizer, list(texts), self.max_length))
+
+    @torch.no_grad()
+    def answer(
+        self, encoded: Sequence[Encoded], heads: Sequence[Collection[str]]
+    ) -> list[dict[str, Any]]:
+        """Answers tokenized texts, all in one encoder pass if the device takes so many tokens.
+
+        Args:
+            encoded: N texts, from `tokenize`.
+            heads: N times the names of the tasks to answer.
+
+        Returns:
+            Per text a dictionary: task -> {"label", "probs"} or {"value"}.
+        """
         lengths = np.array([len(ids) for ids, _, _ in encoded], np.int64)
-        logits: list[dict[str, np.ndarray]] = [{} for _ in distinct]
+        answers: list[dict[str, Any]] = [{} for _ in encoded]
         for members in self.forward.divide(lengths):
             chosen = [encoded[i] for i in members]
             pooled = self.forward.pooled(
@@ -259,20 +270,13 @@ class Predictor:
                     lengths[members],
                 )
             )
-            for name in sorted(set().union(*(heads_of[i] for i in members))):
-                rows = [place for place, i in enumerate(members) if name in heads_of[i]]
+            for name in sorted(set().union(*(heads[i] for i in members))):
+                rows = [place for place, i in enumerate(members) if name in heads[i]]
+                task = self._by_name[name]
                 values = self.forward.model.head(name)(pooled[rows]).cpu().numpy()
                 for place, value in zip(rows, values, strict=True):
-                    logits[members[place]][name] = value
-        return [
-            {
-                name: kind_of(self._by_name[name]).answer(
-                    self._by_name[name], logits[distinct[texts]][name]
-                )
-                for name, texts in row.items()
-            }
-            for row in wanted
-        ]
+                    answers[members[place]][name] = kind_of(task).answer(task, value)
+        return answers
 
 
 def load(run: Run | str | Path, *, device: str = "auto", precision: str = "fp32") -> Predictor:
@@ -291,6 +295,19 @@ def load(run: Run | str | Path, *, device: str = "auto", precision: str = "fp32"
     forward, tokenizer = load_forward(run, device, precision)
     max_length = int(run.config()["settings"]["max_length"])
     return Predictor(forward, tokenizer, run.tasks(), max_length)
+
+
+def distinct_texts(wanted: Iterable[Mapping[str, Texts]]) -> dict[Texts, set[str]]:
+    """Each distinct text or pair of some rows -> the tasks that read it.
+
+    Args:
+        wanted: Per row task -> its texts, from `row_texts`.
+    """
+    heads: dict[Texts, set[str]] = {}
+    for row in wanted:
+        for name, texts in row.items():
+            heads.setdefault(texts, set()).add(name)
+    return heads
 
 
 def row_texts(row: Any, tasks: Sequence[Task], number: int, *, strict: bool) -> dict[str, Texts]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -79,11 +80,9 @@ def _decoded(raw: bytes, place: str, number: int) -> str:
 
 def _json_object(line: str, place: str, number: int) -> dict[str, Any]:
     try:
-        row = json.loads(line, parse_constant=_refuse_constant)
+        row = parse_json(line)
         if not isinstance(row, dict):
             raise ValueError("no JSON object")
-        if "\\u" in line:
-            json.dumps(row, ensure_ascii=False).encode()  # half a surrogate pair is no text
     except (ValueError, RecursionError) as error:
         raise UserError(
             f"cannot read {place}: {error}, expected one JSON object a line ({place}:{number})",
@@ -92,8 +91,28 @@ def _json_object(line: str, place: str, number: int) -> dict[str, Any]:
     return row
 
 
+def parse_json(text: str) -> Any:
+    """Reads JSON whose numbers are finite and whose texts are Unicode.
+
+    Raises:
+        ValueError: If it is none.
+        RecursionError: If it is nested too deeply.
+    """
+    content = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+    if "\\u" in text:
+        json.dumps(content, ensure_ascii=False).encode()  # half a surrogate pair is no text
+    return content
+
+
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is no JSON")
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if math.isinf(value):
+        raise ValueError(f"the number {digits} is too large")
+    return value
 
 
 @contextmanager

@@ -1,0 +1,500 @@
+"""The HTTP service: answers, refusals with their status, shutdown, and the command."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from fastapi.testclient import TestClient
+
+from outshine import serving
+from outshine.evaluation import Predictor, load
+from outshine.limits import Limits
+
+TEXT = {"text": "refund my invoice"}
+PAIR = {"id": 7, "left": "the login", "right": "a crash"}
+EXAMPLE = 'for example {"inputs": [{"text": "..."}], "tasks": ["..."]}'
+NEEDS = "tickets: body; urgency: body; duplicate: left + right"
+
+
+@pytest.fixture(scope="module")
+def predictor(student: Path) -> Predictor:
+    return load(student, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def client(predictor: Predictor) -> Iterator[TestClient]:
+    """A client of a service with small limits."""
+    limits = Limits(max_body_bytes=5000, max_inputs=20, max_characters=1000, max_queue=10)
+    with client_of(predictor, limits=limits) as made:
+        yield made
+
+
+@contextmanager
+def client_of(predictor: Predictor, **options: Any) -> Iterator[TestClient]:
+    """A client of a service that is ready."""
+    app = serving.create_app(lambda: predictor, run="student", **options)
+    with TestClient(app) as client:
+        until(lambda: client.get("/readyz").status_code == 200)
+        yield client
+
+
+@asynccontextmanager
+async def async_client_of(
+    predictor: Predictor, **options: Any
+) -> AsyncIterator[tuple[httpx2.AsyncClient, Any]]:
+    """The same within an event loop, with the state of the service."""
+    app = serving.create_app(lambda: predictor, run="student", **options)
+    async with app.router.lifespan_context(app):
+        await app.state.loading
+        transport = httpx2.ASGITransport(app=app)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://test") as client:
+            yield client, app.state.service
+
+
+def until(condition: Callable[[], bool], timeout_s: float = 30) -> None:
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def slow(predictor: Predictor, wait: Callable[[], Any]) -> Predictor:
+    """The same model, which waits for something in each pass after the first, the warm-up."""
+    warm = threading.Event()
+
+    class Slow(Predictor):
+        def answer(self, *args: Any) -> list[dict[str, Any]]:
+            if warm.is_set():
+                wait()
+            warm.set()
+            return super().answer(*args)
+
+    return Slow(predictor.forward, predictor.tokenizer, predictor.tasks, predictor.max_length)
+
+
+# --- answers ----------------------------------------------------------------------------------
+
+
+def test_outputs_are_the_lines_of_predict(client: TestClient, predictor: Predictor) -> None:
+    inputs = [TEXT, PAIR, {"body": "ünïcode 漢字", "left": "one", "right": "two"}]
+    answered = client.post("/predict", json={"inputs": inputs})
+    assert answered.status_code == 200
+    expected = predictor.predict(inputs)
+    outputs = answered.json()["outputs"]
+    assert [list(line) for line in outputs] == [list(line) for line in expected]
+    for found, line in zip(outputs, expected, strict=True):
+        assert flat(found) == pytest.approx(flat(line), abs=1e-5)
+    assert outputs[1]["id"] == 7
+    assert re.fullmatch(r"total;dur=\d+\.\d", answered.headers["server-timing"])
+
+
+def flat(line: dict[str, Any], place: str = "") -> dict[str, Any]:
+    """`{"a": {"b": 1}}` as `{".a.b": 1}`."""
+    found: dict[str, Any] = {}
+    for key, value in line.items():
+        here = f"{place}.{key}"
+        found |= flat(value, here) if isinstance(value, dict) else {here: value}
+    return found
+
+
+def test_named_tasks_alone_answer(client: TestClient) -> None:
+    query = {"inputs": [TEXT, "a text"], "tasks": ["urgency"]}
+    outputs = client.post("/predict", json=query).json()["outputs"]
+    assert [list(line) for line in outputs] == [["urgency"], ["urgency"]]
+    pair = {"inputs": [["one", "two"]], "tasks": None}
+    assert list(client.post("/predict", json=pair).json()["outputs"][0]) == ["duplicate"]
+
+
+def test_a_text_longer_than_the_encoder_takes_is_cut_and_flagged(client: TestClient) -> None:
+    outputs = client.post("/predict", json={"inputs": ["now " * 200, TEXT]}).json()["outputs"]
+    assert [line.get("truncated") for line in outputs] == [True, None]
+    assert outputs[0].keys() == {"tickets", "urgency", "truncated"}
+
+
+def test_the_same_text_in_one_request_is_encoded_once(client: TestClient) -> None:
+    def tokens() -> float:
+        found = re.search(r"^outshine_tokens_total (.*)$", client.get("/metrics").text, re.M)
+        assert found
+        return float(found[1])
+
+    counts = []
+    for inputs in ([TEXT], [TEXT] * 9):
+        before = tokens()
+        assert client.post("/predict", json={"inputs": inputs}).status_code == 200
+        until(lambda before=before: tokens() > before)  # type: ignore[misc]
+        counts.append(tokens() - before)
+    assert counts[0] == counts[1]
+
+
+def test_tasks_tell_what_the_model_answers(client: TestClient) -> None:
+    told = client.get("/tasks").json()
+    assert (told["run"], told["max_length"]) == ("student", 128)
+    assert told["tasks"][:2] == [
+        {
+            "name": "tickets",
+            "kind": "classification",
+            "text": ["body"],
+            "labels": ["billing", "tech", "other"],
+            "range": None,
+        },
+        {
+            "name": "urgency",
+            "kind": "regression",
+            "text": ["body"],
+            "labels": [],
+            "range": [0.0, 5.0],
+        },
+    ]
+
+
+def test_requests_that_arrive_together_share_a_pass(predictor: Predictor) -> None:
+    async def main() -> str:
+        may_run, begun = threading.Event(), threading.Event()
+        held = slow(predictor, lambda: (begun.set(), may_run.wait()))
+        async with async_client_of(held) as (client, service):
+
+            def ask(text: str) -> asyncio.Task[httpx2.Response]:
+                return asyncio.create_task(client.post("/predict", json={"inputs": [text]}))
+
+            asked = [ask("first")]
+            await asyncio.to_thread(begun.wait)
+            asked += [ask(f"text {i}") for i in range(9)]
+            while len(service._batcher._open) < 10:
+                await asyncio.sleep(0.01)
+            may_run.set()
+            assert [answer.status_code for answer in await asyncio.gather(*asked)] == [200] * 10
+            return str((await client.get("/metrics")).text)
+
+    metrics = asyncio.run(main())
+    assert "outshine_pass_requests_count 2.0" in metrics  # the first alone, then the other nine
+    assert "outshine_pass_requests_sum 10.0" in metrics
+
+
+def test_metrics_count_requests_times_passes_and_the_queue(predictor: Predictor) -> None:
+    with client_of(predictor) as client:
+        client.post("/predict", json={"inputs": [TEXT, "one more " * 200]})
+        client.post("/predict", content=b"{")
+        client.get("/nowhere")
+        metrics = client.get("/metrics")
+    assert metrics.headers["content-type"].startswith("text/plain; version=")
+    for line in (
+        'outshine_requests_total{route="/predict",status="200"} 1.0',
+        'outshine_requests_total{route="/predict",status="400"} 1.0',
+        'outshine_requests_total{route="other",status="404"} 1.0',
+        'outshine_request_seconds_count{route="/predict"} 2.0',
+        "outshine_queue_texts 0.0",
+        "outshine_pass_texts_sum 2.0",
+        "outshine_truncated_texts_total 1.0",
+    ):
+        assert line in metrics.text
+    assert "process_resident_memory_bytes" in metrics.text
+
+
+# --- refusals ---------------------------------------------------------------------------------
+
+REFUSED = {
+    "no JSON": (
+        b'{"inputs": [',
+        400,
+        "cannot read the request: Expecting value: line 1 column 13 (char 12), expected JSON",
+        EXAMPLE,
+    ),
+    "no UTF-8": (
+        b'{"inputs": ["\xff"]}',
+        400,
+        "cannot read the request: 'utf-8' codec can't decode byte 0xff in position 13: invalid "
+        "start byte, expected UTF-8",
+        EXAMPLE,
+    ),
+    "NaN": (
+        b'{"inputs": [{"id": NaN, "text": "x"}]}',
+        400,
+        "cannot read the request: NaN is no JSON, expected JSON",
+        EXAMPLE,
+    ),
+    "infinite": (
+        b'{"inputs": [{"id": 1e999, "text": "x"}]}',
+        400,
+        "cannot read the request: the number 1e999 is too large, expected JSON",
+        EXAMPLE,
+    ),
+    "half a surrogate pair": (
+        b'{"inputs": [{"text": "\\ud83d"}]}',
+        400,
+        "cannot read the request: 'utf-8' codec can't encode character '\\ud83d' in position 22: "
+        "surrogates not allowed, expected JSON",
+        EXAMPLE,
+    ),
+    "no object": (
+        b"[]",
+        422,
+        'cannot read the request: list, expected an object with "inputs"',
+        EXAMPLE,
+    ),
+    "another key": (
+        b'{"inputs": ["x"], "task": "tickets"}',
+        422,
+        "cannot read the request: key 'task' (did you mean 'tasks'?), expected "
+        '"inputs" and "tasks"',
+        EXAMPLE,
+    ),
+    "no inputs": (
+        b"{}",
+        422,
+        'cannot read the request: "inputs": NoneType, expected a list of one or more inputs',
+        EXAMPLE,
+    ),
+    "empty inputs": (
+        b'{"inputs": []}',
+        422,
+        'cannot read the request: "inputs": an empty list, expected a list of one or more inputs',
+        EXAMPLE,
+    ),
+    "inputs of another type": (
+        b'{"inputs": {"text": "x"}}',
+        422,
+        'cannot read the request: "inputs": dict, expected a list of one or more inputs',
+        EXAMPLE,
+    ),
+    "tasks of another type": (
+        b'{"inputs": ["x"], "tasks": "tickets"}',
+        422,
+        "cannot read the request: \"tasks\": 'tickets', expected a list of one or more names",
+        EXAMPLE,
+    ),
+    "no tasks": (
+        b'{"inputs": ["x"], "tasks": []}',
+        422,
+        'cannot read the request: "tasks": [], expected a list of one or more names',
+        EXAMPLE,
+    ),
+    "an unknown task": (
+        b'{"inputs": ["x"], "tasks": ["ticket"]}',
+        422,
+        "unknown task 'ticket' (did you mean 'tickets'?), expected some of tickets, urgency, "
+        "duplicate",
+        "these are the tasks that the model was trained on",
+    ),
+    "a missing column": (
+        b'{"inputs": ["x", {"txt": "x"}]}',
+        422,
+        f"cannot answer row 2: columns txt, expected those of a task ({NEEDS}), or text, or "
+        "text_a and text_b",
+        "rename the columns",
+    ),
+    "a missing column of a named task": (
+        b'{"inputs": [{"left": "x"}], "tasks": ["duplicate"]}',
+        422,
+        "cannot answer row 1 for task 'duplicate': columns left, expected left and right or "
+        "text_a and text_b",
+        "rename the columns, or leave the task out",
+    ),
+    "an empty text": (
+        b'{"inputs": [{"text": " "}]}',
+        422,
+        "cannot answer row 1: column 'text' is ' ', expected a text that is not empty",
+        "mend or remove the row",
+    ),
+    "a number for a text": (
+        b'{"inputs": [{"text": 1}]}',
+        422,
+        "cannot answer row 1: column 'text' is 1, expected a text that is not empty",
+        "mend or remove the row",
+    ),
+    "a number for an input": (
+        b'{"inputs": [1]}',
+        422,
+        "cannot answer row 1: int, expected a text, a pair of texts or an object",
+        'for example {"text": "..."}',
+    ),
+    "too many inputs": (
+        json.dumps({"inputs": ["x"] * 21}).encode(),
+        413,
+        "cannot read the request: 21 inputs, expected at most 20",
+        "send them in several requests",
+    ),
+    "too long a text": (
+        json.dumps({"inputs": ["x", "x" * 1001]}).encode(),
+        413,
+        "cannot answer row 2: a text of 1,001 characters, expected at most 1,000",
+        "the model reads only the beginning of a long text: cut it",
+    ),
+    "too large a body": (
+        b" " * 5001,
+        413,
+        "cannot read the request: over 5,000 bytes, expected at most 5,000",
+        "send fewer inputs at once",
+    ),
+    "more than the queue holds": (
+        json.dumps({"inputs": [f"text {i}" for i in range(11)]}).encode(),
+        503,
+        "the queue is full: 0 texts wait, expected at most 10 with this request's 11",
+        "ask again in a moment",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_bad_request_is_refused(client: TestClient, name: str) -> None:
+    body, status, detail, hint = REFUSED[name]
+    answer = client.post("/predict", content=body)
+    assert answer.json() == {"detail": detail, "hint": hint}
+    assert answer.status_code == status
+    assert client.post("/predict", json={"inputs": [TEXT]}).status_code == 200
+
+
+def test_json_that_is_nested_too_deeply_is_refused(client: TestClient) -> None:
+    answer = client.post("/predict", content=b'{"inputs": ' + b"[" * 4900)
+    assert (answer.status_code, answer.json()["hint"]) == (400, EXAMPLE)
+
+
+def test_a_body_of_unknown_length_is_refused_where_it_gets_too_large(client: TestClient) -> None:
+    def chunks() -> Iterator[bytes]:
+        yield from [b" " * 3000] * 3
+
+    answer = client.post("/predict", content=chunks())
+    assert answer.status_code == 413
+
+
+def test_a_full_queue_refuses_until_there_is_room(predictor: Predictor) -> None:
+    async def main() -> None:
+        may_run = threading.Event()
+        held = slow(predictor, may_run.wait)
+        async with async_client_of(held, limits=Limits(max_queue=2)) as (client, service):
+            asked = asyncio.create_task(client.post("/predict", json={"inputs": ["a", "b"]}))
+            while not service._num_texts:
+                await asyncio.sleep(0.01)
+            refused = await client.post("/predict", json={"inputs": ["c"]})
+            assert refused.status_code == 503
+            assert refused.headers["retry-after"] == "1"
+            assert refused.json() == {
+                "detail": "the queue is full: 2 texts wait, expected at most 2 with this "
+                "request's 1",
+                "hint": "ask again in a moment",
+            }
+            may_run.set()
+            assert (await asked).status_code == 200
+            assert (await client.post("/predict", json={"inputs": ["c"]})).status_code == 200
+
+    asyncio.run(main())
+
+
+def test_a_late_answer_is_504_and_its_place_is_free_again(predictor: Predictor) -> None:
+    async def main() -> None:
+        may_run = threading.Event()
+        held = slow(predictor, may_run.wait)
+        async with async_client_of(held, limits=Limits(timeout_s=0.2)) as (client, service):
+            late = await client.post("/predict", json={"inputs": ["a"]})
+            assert late.status_code == 504
+            assert late.json() == {
+                "detail": "no answer within 0.2 seconds",
+                "hint": "send fewer inputs at once, or ask again later",
+            }
+            assert service._num_texts == 0
+            may_run.set()
+
+    asyncio.run(main())
+
+
+def test_while_the_model_is_loaded_the_service_lives_but_is_not_ready(
+    predictor: Predictor,
+) -> None:
+    may_load = threading.Event()
+
+    def load_slowly() -> Predictor:
+        may_load.wait(10)
+        return predictor
+
+    with TestClient(serving.create_app(load_slowly, run="student")) as client:
+        assert client.get("/healthz").json() == {"status": "alive"}
+        assert client.get("/").status_code == 200
+        for answer in (
+            client.get("/readyz"),
+            client.get("/tasks"),
+            client.post("/predict", json={"inputs": [TEXT]}),
+        ):
+            assert answer.status_code == 503
+            assert answer.headers["retry-after"] == "1"
+            assert answer.json() == {
+                "detail": "the model is being loaded",
+                "hint": "ask again soon",
+            }
+        may_load.set()
+        until(lambda: client.get("/readyz").json() == {"status": "ready"})
+
+
+def test_a_bug_is_500_with_a_body_and_the_next_request_is_answered(predictor: Predictor) -> None:
+    problems = [RuntimeError("a bug")]
+
+    def fail_once() -> None:
+        if problems:
+            raise problems.pop()
+
+    app = serving.create_app(lambda: slow(predictor, fail_once), run="student")
+    with TestClient(app, raise_server_exceptions=False) as client:
+        until(lambda: client.get("/readyz").status_code == 200)
+        answer = client.post("/predict", json={"inputs": [TEXT]})
+        assert answer.status_code == 500
+        assert answer.json() == {
+            "detail": "internal error",
+            "hint": "the log of the service has its traceback",
+        }
+        assert client.post("/predict", json={"inputs": [TEXT]}).status_code == 200
+
+
+def test_with_an_api_key_only_those_who_send_it_are_answered(predictor: Predictor) -> None:
+    with client_of(predictor, api_key="secret") as client:
+        for headers, found in (
+            ({}, "no API key"),
+            ({"Authorization": "Basic secret"}, "no API key"),
+            ({"Authorization": "Bearer secrets"}, "another API key"),
+            ({"Authorization": "Bearer sécret".encode()}, "another API key"),
+        ):
+            answer = client.post("/predict", json={"inputs": [TEXT]}, headers=headers)
+            assert answer.status_code == 401
+            assert answer.headers["www-authenticate"] == "Bearer"
+            assert answer.json() == {
+                "detail": f"cannot answer: {found}, expected the one that the service was "
+                "started with",
+                "hint": "send the header `Authorization: Bearer KEY`",
+            }
+        key = {"Authorization": "Bearer secret"}
+        assert client.post("/predict", json={"inputs": [TEXT]}, headers=key).status_code == 200
+        closed = {path: client.get(path).status_code for path in ("/tasks", "/metrics")}
+        assert closed == {"/tasks": 401, "/metrics": 401}
+        open_ = [client.get(path).status_code for path in ("/healthz", "/readyz", "/")]
+        assert open_ == [200, 200, 200]
+
+
+# --- what is told about it --------------------------------------------------------------------
+
+
+def test_openapi_describes_every_route_and_its_examples_are_answered(client: TestClient) -> None:
+    described = client.get("/openapi.json").json()
+    assert described["paths"].keys() == {"/predict", "/tasks", "/metrics", "/healthz", "/readyz"}
+    predict = described["paths"]["/predict"]["post"]
+    assert {"200", "400", "401", "408", "413", "422", "503", "504"} == predict["responses"].keys()
+    examples = predict["requestBody"]["content"]["application/json"]["examples"]
+    assert len(examples) == 3
+    for example in examples.values():
+        assert client.post("/predict", json=example["value"]).status_code == 200
+
+
+def test_the_page_loads_nothing_from_elsewhere(client: TestClient) -> None:
+    for path in serving.PAGE:
+        answer = client.get(path)
+        assert answer.status_code == 200
+        assert "default-src 'none'" in answer.headers["content-security-policy"]
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert "://" not in answer.text.replace("http://www.w3.org/2000/svg", "")
+        assert not re.search(r"\son\w+=|style=|javascript:", answer.text)
