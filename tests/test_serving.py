@@ -5,6 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -14,9 +19,12 @@ from typing import Any
 
 import httpx2
 import pytest
+import uvicorn
 from fastapi.testclient import TestClient
+from typer.testing import CliRunner
 
 from outshine import serving
+from outshine.cli import app as command_line
 from outshine.evaluation import Predictor, load
 from outshine.limits import Limits
 
@@ -498,3 +506,291 @@ def test_the_page_loads_nothing_from_elsewhere(client: TestClient) -> None:
         assert answer.headers["x-content-type-options"] == "nosniff"
         assert "://" not in answer.text.replace("http://www.w3.org/2000/svg", "")
         assert not re.search(r"\son\w+=|style=|javascript:", answer.text)
+
+
+# --- a real server ----------------------------------------------------------------------------
+
+
+@contextmanager
+def server_of(predictor: Predictor, **options: Any) -> Iterator[tuple[str, int]]:
+    """Address of a server in a thread of this process."""
+    app = serving.create_app(lambda: predictor, run="student", **options)
+    listening = serving.listen("127.0.0.1", 0)
+    server = uvicorn.Server(serving.server_config(app))
+    thread = threading.Thread(target=server.run, args=([listening],))
+    thread.start()
+    host, port = listening.getsockname()
+    try:
+        until(lambda: server.started and app.state.loading.done())
+        yield host, port
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def metric(address: tuple[str, int], line: str) -> float:
+    """The value of one line of /metrics; 0 where it is missing."""
+    text = httpx2.get(f"http://{address[0]}:{address[1]}/metrics").text
+    found = re.search(rf"^{re.escape(line)} (.*)$", text, re.M)
+    return float(found[1]) if found else 0.0
+
+
+def raw_request(body: bytes, length: int | None = None) -> bytes:
+    length = len(body) if length is None else length
+    return b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (length, body)
+
+
+def test_a_client_that_goes_away_costs_nobody_else_anything(predictor: Predictor) -> None:
+    may_run, begun = threading.Event(), threading.Event()
+    held = slow(predictor, lambda: (begun.set(), may_run.wait(20)))
+    with server_of(held, limits=Limits(max_queue=5)) as address:
+        gone = 'outshine_requests_total{route="/predict",status="499"}'
+        bodies = [b'{"inputs": ["a", "b"]}', b'{"inputs": ["c", "d"]}']
+        with (
+            socket.create_connection(address) as first,
+            socket.create_connection(address) as second,
+        ):
+            first.sendall(raw_request(bodies[0]))  # leaves while its pass runs
+            assert begun.wait(20)
+            second.sendall(raw_request(bodies[1]))  # leaves while it waits
+            until(lambda: metric(address, "outshine_queue_texts") == 4)
+        until(lambda: metric(address, gone) == 2)
+        assert metric(address, "outshine_queue_texts") == 0
+        may_run.set()
+        answer = httpx2.post(
+            f"http://{address[0]}:{address[1]}/predict", json={"inputs": ["a", "b", "c", "d", "e"]}
+        )
+        assert answer.status_code == 200
+        assert metric(address, "outshine_pass_texts_sum") == 7  # two of the first, five of the last
+
+
+def test_a_client_that_leaves_during_its_upload_is_counted_and_forgotten(
+    predictor: Predictor, caplog: pytest.LogCaptureFixture
+) -> None:
+    with server_of(predictor) as address:
+        with socket.create_connection(address) as client:
+            client.sendall(raw_request(b"{", length=100))
+            time.sleep(0.1)
+        gone = 'outshine_requests_total{route="/predict",status="499"}'
+        until(lambda: metric(address, gone) == 1)
+    assert caplog.records == []
+
+
+def test_a_body_that_does_not_arrive_in_time_is_408(predictor: Predictor) -> None:
+    with (
+        server_of(predictor, limits=Limits(timeout_s=0.2)) as address,
+        socket.create_connection(address) as client,
+    ):
+        client.sendall(raw_request(b"{", length=100))
+        answer = client.makefile("rb").read()  # until the server closes the connection
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert answer.endswith(
+        b'{"detail":"cannot read the request: no end of its body within 0.2 seconds",'
+        b'"hint":"send it at once"}'
+    )
+
+
+def test_ten_megabytes_and_100_000_texts_are_refused_and_the_connection_goes_on(
+    predictor: Predictor,
+) -> None:
+    with (
+        server_of(predictor) as address,
+        httpx2.Client(base_url=f"http://{address[0]}:{address[1]}") as client,
+    ):
+        for body in (b"x" * 10_000_000, json.dumps({"inputs": ["refund"] * 100_000}).encode()):
+            assert client.post("/predict", content=body).status_code == 413
+        assert client.post("/predict", json={"inputs": [TEXT]}).status_code == 200
+
+
+# --- the command ------------------------------------------------------------------------------
+
+
+def serve(*args: str | Path, code: int, env: dict[str, str] | None = None) -> str:
+    """What the command says on stderr until it ends."""
+    result = CliRunner().invoke(command_line, ["serve", *map(str, args)], env=env)
+    assert result.exit_code == code, result.output
+    assert result.stdout == ""
+    return result.stderr
+
+
+@contextmanager
+def serving_process(run: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The command in a process of its own, and the address that it tells."""
+    code = "from outshine.cli import main; main()"
+    command = [sys.executable, "-c", code, "serve", str(run), "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr
+            ready = re.fullmatch(r"Ready on (http://127.0.0.1:\d+)\n", process.stderr.readline())
+            assert ready
+            yield process, ready[1]
+        finally:
+            process.kill()
+
+
+def test_sigterm_under_load_answers_all_that_was_accepted(student: Path) -> None:
+    statuses: list[int] = []
+    broken: list[Exception] = []
+
+    def ask_until_it_is_over(address: str, number: int) -> None:
+        told_to_close = False
+        with httpx2.Client(base_url=address, timeout=60) as client:
+            while statuses[-1:] != [503]:
+                query = {"inputs": [f"refund {number} " * (1 + len(statuses) % 20)]}
+                try:
+                    answer = client.post("/predict", json=query)
+                except httpx2.TransportError as error:
+                    if not told_to_close:  # a new connection may come too late, an open one not
+                        broken.append(error)
+                    return
+                statuses.append(answer.status_code)
+                told_to_close = answer.headers.get("connection") == "close"
+
+    with serving_process(student) as (process, address):
+        threads = [
+            threading.Thread(target=ask_until_it_is_over, args=(address, number))
+            for number in range(8)
+        ]
+        for thread in threads:
+            thread.start()
+        until(lambda: len(statuses) > 40)
+        process.send_signal(signal.SIGTERM)
+        for thread in threads:
+            thread.join()
+        assert process.wait(30) == 0
+    assert broken == []
+    assert set(statuses) <= {200, 503}
+    assert statuses.count(200) > 40
+
+
+def test_while_it_drains_it_is_not_ready_and_a_request_under_way_is_answered(
+    predictor: Predictor,
+) -> None:
+    async def main() -> None:
+        may_run, begun = threading.Event(), threading.Event()
+        held = slow(predictor, lambda: (begun.set(), may_run.wait(20)))
+        async with async_client_of(held) as (client, service):
+            under_way = asyncio.create_task(client.post("/predict", json={"inputs": ["a"]}))
+            await asyncio.to_thread(begun.wait)
+            service.draining = True
+            for refused in (
+                await client.get("/readyz"),
+                await client.post("/predict", json={"inputs": ["b"]}),
+            ):
+                assert refused.status_code == 503
+                assert refused.headers["connection"] == "close"
+                assert refused.headers["retry-after"] == "5"
+                assert refused.json() == {
+                    "detail": "the service is shutting down",
+                    "hint": "ask another one, or again",
+                }
+            may_run.set()
+            answered = await under_way
+            assert answered.status_code == 200
+            assert answered.headers["connection"] == "close"
+
+    asyncio.run(main())
+
+
+def test_ctrl_c_ends_with_130(student: Path) -> None:
+    with serving_process(student) as (process, address):
+        assert httpx2.get(f"{address}/healthz").status_code == 200
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+        assert process.stderr
+        assert process.stderr.read() == "interrupted\n"
+
+
+def test_a_port_in_use_ends_with_1_before_the_model_is_loaded(
+    student: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("outshine.evaluation.load", lambda *_, **__: pytest.fail("loaded"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert serve(student, "--port", str(port), code=1) == (
+            f"cannot serve on 127.0.0.1:{port}: the port is in use, expected a free one\n"
+            "hint: choose another with --port, or stop the process that has it\n"
+        )
+
+
+def test_an_address_of_another_machine_is_refused(student: Path) -> None:
+    assert serve(student, "--host", "192.0.2.1", code=1) == (
+        "cannot serve on 192.0.2.1:8000: Cannot assign requested address, expected an address of "
+        "this machine\nhint: 127.0.0.1 is this machine alone, 0.0.0.0 all of its addresses\n"
+    )
+
+
+def test_a_run_that_cannot_be_loaded_ends_the_command(student: Path, tmp_path: Path) -> None:
+    assert serve(tmp_path / "no", code=2) == (
+        f"cannot open the run {tmp_path}/no: no such folder\nhint: check the path\n"
+    )
+    copy = tmp_path / "copy"
+    shutil.copytree(student, copy)
+    (copy / "model" / "tasks.json").unlink()
+    told = serve(copy, "--port", "0", code=2)
+    assert told.startswith(f"cannot load the run {copy}: no weights, expected {copy}/model\n")
+
+
+def test_without_the_extra_it_says_what_to_install(
+    student: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "fastapi", None)
+    monkeypatch.delitem(sys.modules, "outshine.serving")
+    monkeypatch.delattr("outshine.serving")
+    assert serve(student, code=2) == (
+        "cannot serve: the package `fastapi` is missing\nhint: pip install 'outshine[serve]'\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (b"", "empty"),
+        (b"two words", "blanks or other characters"),
+        ("schlüssel".encode(), "blanks or other characters"),
+        (b"\xff", "invalid UTF-8"),
+        (None, "No such file or directory"),
+    ],
+)
+def test_a_key_that_cannot_be_sent_is_refused(
+    student: Path, tmp_path: Path, content: bytes | None, found: str
+) -> None:
+    file = tmp_path / "key"
+    if content is not None:
+        file.write_bytes(content)
+    told = serve(student, "--api-key-file", file, code=2)
+    expected, hint = (
+        "printable ASCII characters without a blank",
+        "make one with `openssl rand -hex 32`",
+    )
+    if found in ("invalid UTF-8", "No such file or directory"):
+        expected, hint = "a file with one key", "check the path"
+    assert told == (
+        f"cannot read the API key: {found}, expected {expected} ({file})\nhint: {hint}\n"
+    )
+
+
+def test_the_key_comes_from_the_file_else_the_environment_and_an_open_door_is_told(
+    student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys: list[str] = []
+    monkeypatch.setattr(serving, "run_app", lambda _, listening: listening.close())
+    real = serving.create_app
+
+    def create_app(*args: Any, **options: Any) -> Any:
+        keys.append(options["api_key"])
+        return real(*args, **options)
+
+    monkeypatch.setattr(serving, "create_app", create_app)
+    file = tmp_path / "key"
+    file.write_text("of-the-file\n", encoding="utf-8")
+    everywhere = ("--host", "0.0.0.0", "--port", "0")
+    environment = {"OUTSHINE_API_KEY": "of-the-environment"}
+    no_key = {"OUTSHINE_API_KEY": ""}
+    assert serve(student, "--api-key-file", file, *everywhere, code=0, env=environment) == ""
+    assert serve(student, *everywhere, code=0, env=environment) == ""
+    assert serve(student, "--port", "0", code=0, env=no_key) == ""
+    assert serve(student, *everywhere, code=0, env=no_key) == (
+        "warning: whoever reaches 0.0.0.0 can ask: no API key (OUTSHINE_API_KEY) is set\n"
+    )
+    assert keys == ["of-the-file", "of-the-environment", "", ""]

@@ -87,7 +87,8 @@ def serve(
         max_batch_tokens=max_batch_tokens,
         max_wait_ms=max_wait_ms,
     )
-    app = serving.create_app(load_run, run=opened.path.resolve().name, limits=limits, api_key=api_key)
+    name = opened.path.resolve().name
+    app = serving.create_app(load_run, run=name, limits=limits, api_key=api_key)
     serving.run_app(app, listening)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import hmac
+import os
 import signal
 import socket
 import time
@@ -236,10 +237,21 @@ def listen(host: str, port: int) -> socket.socket:
                 f"cannot serve on {host}:{port}: the port is in use, expected a free one",
                 "choose another with --port, or stop the process that has it",
             ) from None
+        # without what create_server adds; the look-up of a name has numbers of its own, below 0
+        number = error.errno or 0
+        reason = os.strerror(number) if number > 0 else error.strerror
         raise WorldError(
-            f"cannot serve on {host}:{port}: {error.strerror}, expected an address of this machine",
+            f"cannot serve on {host}:{port}: {reason}, expected an address of this machine",
             "127.0.0.1 is this machine alone, 0.0.0.0 all of its addresses",
         ) from None
+
+
+def server_config(app: FastAPI) -> uvicorn.Config:
+    """How uvicorn serves the application: HTTP/1.1 alone, and on stderr only what is wrong."""
+    return uvicorn.Config(
+        app, http="h11", ws="none", lifespan="on", log_level="warning", access_log=False,
+        server_header=False,
+    )  # fmt: skip
 
 
 def run_app(app: FastAPI, listening: socket.socket) -> None:
@@ -249,11 +261,7 @@ def run_app(app: FastAPI, listening: socket.socket) -> None:
         OutshineError: If the model cannot be loaded.
         KeyboardInterrupt: After SIGINT.
     """
-    config = uvicorn.Config(
-        app, http="h11", ws="none", lifespan="on", log_level="warning", server_header=False,
-        access_log=False,
-    )  # fmt: skip
-    if asyncio.run(_run(uvicorn.Server(config), app, listening)) == signal.SIGINT:
+    if asyncio.run(_run(uvicorn.Server(server_config(app)), app, listening)) == signal.SIGINT:
         raise KeyboardInterrupt
 
 
