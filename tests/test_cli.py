@@ -19,7 +19,7 @@ from outshine.cli import _parse_stages, app
 from outshine.runs import Run
 from outshine.tasks import Task
 
-COMMANDS = ("demo", "train", "distill", "eval", "logits", "predict", "doctor", "tasks")
+COMMANDS = ("demo", "train", "distill", "eval", "logits", "predict", "serve", "doctor", "tasks")
 FEW_STEPS = ("--set", "max_steps=2", "--set", "batch_size=4", "--set", "device=cpu")
 
 
@@ -363,6 +363,7 @@ def test_predict_leaves_no_part_of_a_file(tmp_path: Path, student: Path) -> None
         (b'{"text": "x"}\n\n', "an empty line, expected a text or a JSON object"),
         (b'{"text": "x"}\n[1]\n', "no JSON object, expected one JSON object a line"),
         (b'{"text": "x"}\n{"text": NaN}\n', "NaN is no JSON"),
+        (b'{"text": "x"}\n{"id": 1e999, "text": "x"}\n', "the number 1e999 is too large, expected"),
         (b'{"text": "x"}\n{"text": "\\ud800"}\n', "surrogates not allowed"),
         (b'{"text": "x"}\n{"text": "\xff"}\n', "invalid UTF-8, expected UTF-8"),
     ],

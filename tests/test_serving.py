@@ -345,9 +345,9 @@ REFUSED = {
     ),
     "more than the queue holds": (
         json.dumps({"inputs": [f"text {i}" for i in range(11)]}).encode(),
-        503,
-        "the queue is full: 0 texts wait, expected at most 10 with this request's 11",
-        "ask again in a moment",
+        413,
+        "cannot queue the request: 11 texts, expected at most 10",
+        "send them in several requests",
     ),
 }
 

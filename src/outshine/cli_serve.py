@@ -14,7 +14,6 @@ from outshine.limits import Limits
 
 KEY_VARIABLE = "OUTSHINE_API_KEY"
 DEFAULTS = Limits()
-PER_REQUEST = typer.Option(min=1, help="Of one request.")
 
 
 def register(app: typer.Typer) -> None:
@@ -40,17 +39,21 @@ def serve(
         float,
         typer.Option(min=0, help="Longest wait, behind a pass, for requests to share the next."),
     ] = DEFAULTS.max_wait_ms,
-    max_body_bytes: Annotated[int, PER_REQUEST] = DEFAULTS.max_body_bytes,
-    max_inputs: Annotated[int, PER_REQUEST] = DEFAULTS.max_inputs,
-    max_characters: Annotated[int, typer.Option(min=1, help="Of one text.")] = (
+    max_body_bytes: Annotated[int, typer.Option(min=1, help="Most bytes of one request.")] = (
+        DEFAULTS.max_body_bytes
+    ),
+    max_inputs: Annotated[int, typer.Option(min=1, help="Most inputs of one request.")] = (
+        DEFAULTS.max_inputs
+    ),
+    max_characters: Annotated[int, typer.Option(min=1, help="Most characters of one text.")] = (
         DEFAULTS.max_characters
     ),
-    max_queue: Annotated[int, typer.Option(min=1, help="Texts that wait, of all requests.")] = (
-        DEFAULTS.max_queue
-    ),
-    timeout_s: Annotated[float, typer.Option(min=0.001, help="Of one request.")] = (
-        DEFAULTS.timeout_s
-    ),
+    max_queue: Annotated[
+        int, typer.Option(min=1, help="Most texts under way, of all requests.")
+    ] = DEFAULTS.max_queue,
+    timeout_s: Annotated[
+        float, typer.Option(min=0.001, help="Most seconds from a request to its answer.")
+    ] = DEFAULTS.timeout_s,
     precision: Format = Precision.fp32,
     device: Device = "auto",
 ) -> None:

@@ -162,6 +162,13 @@ class Service:
     @contextmanager
     def _room(self, num_texts: int) -> Iterator[None]:
         """A place in the queue for so many texts."""
+        if num_texts > self.limits.max_queue:
+            raise RefusedError(
+                413,
+                f"cannot queue the request: {num_texts:,} texts, expected at most "
+                f"{self.limits.max_queue:,}",
+                "send them in several requests",
+            )
         if self._num_texts + num_texts > self.limits.max_queue:
             raise RefusedError(
                 503,
