@@ -340,7 +340,7 @@ REFUSED = {
     "too large a body": (
         b" " * 5001,
         413,
-        "cannot read the request: over 5,000 bytes, expected at most 5,000",
+        "cannot read the request: 5,001 bytes, expected at most 5,000",
         "send fewer inputs at once",
     ),
     "more than the queue holds": (
@@ -372,6 +372,10 @@ def test_a_body_of_unknown_length_is_refused_where_it_gets_too_large(client: Tes
 
     answer = client.post("/predict", content=chunks())
     assert answer.status_code == 413
+    assert answer.json() == {
+        "detail": "cannot read the request: over 5,000 bytes, expected at most 5,000",
+        "hint": "send fewer inputs at once",
+    }
 
 
 def test_a_full_queue_refuses_until_there_is_room(predictor: Predictor) -> None:

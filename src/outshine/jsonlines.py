@@ -111,7 +111,7 @@ def _refuse_constant(name: str) -> float:
 def _finite(digits: str) -> float:
     value = float(digits)
     if math.isinf(value):
-        raise ValueError(f"the number {digits} is too large")
+        raise ValueError(f"the number {digits:.20} is too large")
     return value
 
 

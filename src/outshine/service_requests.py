@@ -29,19 +29,20 @@ async def read_body(request: Request, most: int) -> bytes:
     Raises:
         RefusedError: If it has more than `most` bytes, or the client goes away.
     """
-    too_large = RefusedError(
-        413, f"cannot read the request: over {most:,} bytes, expected at most {most:,}",
-        "send fewer inputs at once",
-    )  # fmt: skip
+
+    def too_large(found: str) -> RefusedError:
+        message = f"cannot read the request: {found} bytes, expected at most {most:,}"
+        return RefusedError(413, message, "send fewer inputs at once")
+
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > most:
-        raise too_large
+        raise too_large(f"{int(declared):,}")
     body = bytearray()
     try:
         async for chunk in request.stream():
             body += chunk
             if len(body) > most:
-                raise too_large
+                raise too_large(f"over {most:,}")
     except ClientDisconnect:
         raise gone() from None
     return bytes(body)

@@ -73,9 +73,13 @@ def create_app(
         await service.close()
 
     app = FastAPI(
-        title="Outshine", description=DESCRIPTION, version=__version__, lifespan=lifespan,
-        docs_url=None, redoc_url=None,  # both load their scripts from elsewhere
-    )  # fmt: skip
+        title="Outshine",
+        description=DESCRIPTION,
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,  # both load their scripts from elsewhere
+    )
     app.state.service = service
     app.add_middleware(_Watch, service=service)
     app.add_exception_handler(RefusedError, _refusal_response)
@@ -253,9 +257,14 @@ def listen(host: str, port: int) -> socket.socket:
 def server_config(app: FastAPI) -> uvicorn.Config:
     """How uvicorn serves the application: HTTP/1.1 alone, and on stderr only what is wrong."""
     return uvicorn.Config(
-        app, http="h11", ws="none", lifespan="on", log_level="warning", access_log=False,
+        app,
+        http="h11",
+        ws="none",
+        lifespan="on",
+        log_level="warning",
+        access_log=False,
         server_header=False,
-    )  # fmt: skip
+    )
 
 
 def run_app(app: FastAPI, listening: socket.socket) -> None:
