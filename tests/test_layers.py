@@ -25,7 +25,7 @@ LAYERS = (
     "config glue_tasks predictions readers runs",
     "data",
     # Only from here on is torch imported.
-    "batches checks devices dropout model optim",
+    "batches checks devices dropout embedding model optim",
     "depths packing",
     "forward",
     "evaluation losses",

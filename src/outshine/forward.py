@@ -16,6 +16,7 @@ from outshine.batches import Rows, cut, fill
 from outshine.depths import find_layers
 from outshine.devices import autocast
 from outshine.dropout import use_fast_dropout
+from outshine.embedding import use_row_gradients
 from outshine.errors import UserError
 from outshine.model import MultiTaskModel, token_inputs
 from outshine.packing import Packing, find_packing, make_segments
@@ -125,8 +126,8 @@ def make_forward(
         device: Where to compute. Rows are packed on the CPU, and padded elsewhere.
         precision: `fp32` or `bf16`.
         max_tokens: Most tokens per pass, 0 for the device's default.
-        plain: Leaves dropout and attention as the family has them (for torch.compile and
-            gradient checkpointing, which replay torch's random numbers).
+        plain: Leaves embedding, dropout and attention as the family has them (for torch.compile
+            and gradient checkpointing, which replay torch's random numbers).
 
     Raises:
         UserError: If the tokenizer has more tokens than the encoder has embeddings.
@@ -136,6 +137,7 @@ def make_forward(
     packing = None
     if device.type == "cpu" and not plain:
         use_fast_dropout(model)
+        use_row_gradients(model, model.encoder.get_input_embeddings())
         packing = _packing(model, pad_id)
     return Forward(
         model=model.to(device),
