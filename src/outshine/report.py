@@ -10,7 +10,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,12 +67,18 @@ def _terminal(data: Mapping[str, Any]) -> str:
     for warning in data["warnings"]:
         console.print(f"warning: {warning}")
     for section in _chosen(data, BRIEF):
-        console.print(f"\n{section.title}. {section.method}")
+        console.print(f"\n{section.title}")
+        for sentence in section.method:
+            console.print(f"  {sentence}")
         for shown in section.tables:
             console.print()
-            console.print(table(shown.title or section.title, shown.header, shown.rows, shown.num_text))
+            console.print(table(_title(shown), shown.header, shown.rows, shown.num_text))
     lines = (line.rstrip() for line in out.getvalue().splitlines())
     return "\n".join(lines) + "\n"
+
+
+def _title(shown: Table) -> str | None:
+    return ", ".join(filter(None, (shown.title, shown.note))) or None
 
 
 def _chosen(data: Mapping[str, Any], keys: tuple[str, ...]) -> Iterator[Section]:
@@ -81,19 +87,22 @@ def _chosen(data: Mapping[str, Any], keys: tuple[str, ...]) -> Iterator[Section]
 
 def _markdown(data: Mapping[str, Any]) -> str:
     parts = [f"# Study {_md(data['study'])}", _md(summary(data))]
-    parts.append("\n".join(f"* {_md(sentence)}" for sentence in data["conclusion"]))
+    parts.append(_md_list(data["conclusion"]))
     if data["warnings"]:
-        parts.append("## Warnings")
-        parts.append("\n".join(f"* {_md(warning)}" for warning in data["warnings"]))
+        parts += ["## Warnings", _md_list(data["warnings"])]
     for section in sections(data):
-        parts += [f"## {section.title}", _md(section.method)]
+        parts += [f"## {section.title}", _md_list(section.method)]
         for shown in section.tables:
             parts += [f"### {_md(shown.title)}"] if shown.title else []
-            parts.append(_md_table(shown))
+            parts += [_md(shown.note), _md_table(shown)]
     longest = max((len(run) for run in re.findall("`+", data["file"])), default=0)
     fence = "`" * max(3, longest + 1)
     parts += ["## Study file", f"{fence}toml\n{data['file'].rstrip()}\n{fence}"]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _md_list(sentences: Sequence[str]) -> str:
+    return "\n".join(f"* {_md(sentence)}" for sentence in sentences)
 
 
 def _md_table(shown: Table) -> str:
@@ -139,14 +148,15 @@ def _latex(data: Mapping[str, Any]) -> str:
 
 def _latex_table(section: Section, shown: Table) -> str:
     columns = "l" * shown.num_text + "r" * (len(shown.header) - shown.num_text)
-    title = f"{section.title}: {shown.title}" if shown.title else section.title
+    title = f"{section.title}: {_title(shown)}" if shown.title else section.title
+    caption = " ".join([f"{title}.", *section.method])
     lines = [shown.header, *shown.rows]
     head, *body = (" & ".join(map(_tex, line)) + r" \\" for line in lines)
     return "\n".join(
         [
             r"\begin{table}",
             r"\centering\small",
-            rf"\caption{{{_tex(title)}. {_tex(section.method)}}}",
+            rf"\caption{{{_tex(caption)}}}",
             rf"\begin{{tabular}}{{{columns}}}",
             r"\toprule",
             head,

@@ -10,13 +10,12 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from outshine.report_tables import (
-    ABSENT,
     arms_by_mixture,
     percent,
     short,
@@ -98,13 +97,14 @@ def score_pictures(data: Mapping[str, Any]) -> Iterator[Picture]:
             continue
         labels = {arm: _label(stats) for arm, stats in shown.items()}
         with _panel(34 + 40 * len(shown), f"scores {task}") as (figure, written):
-            axes = figure.subplots(gridspec_kw=_margins(figure, 12, 12, 4, 26))
+            axes = figure.subplots(gridspec_kw=_margins(figure, 1, 1, 4, 26))
             for row, (arm, stats) in enumerate(shown.items()):
                 crosses = {s for a, t, s in marked if (a, t) == (arm, task)}
                 _strip(axes, row, arms.index(arm), stats, crosses)
                 _texts(axes, row, arm, labels[arm])
             axes.set_ylim(len(shown) - 0.45, -0.5)
             axes.set_yticks([])
+            axes.margins(x=0.06)
             _ticks(axes.xaxis, 5)
         said = "; ".join(f"{arm}: {label}" for arm, label in labels.items())
         metric, rows = data["metrics"].get(task), data["dev_rows"].get(task)
@@ -114,12 +114,10 @@ def score_pictures(data: Mapping[str, Any]) -> Iterator[Picture]:
 
 def _label(stats: Mapping[str, Any]) -> str:
     mark = f", {stats['degenerate']} degenerate" if stats["degenerate"] else ""
-    return f"{percent(stats['median'])}  n {stats['n']}{mark}"
+    return f"{percent(stats['median'])}, n {stats['n']}{mark}"
 
 
-def _strip(
-    axes: Axes, row: int, colour: int, stats: Mapping[str, Any], crosses: set[str]
-) -> None:
+def _strip(axes: Axes, row: int, colour: int, stats: Mapping[str, Any], crosses: set[str]) -> None:
     """A dot per seed, the same seed at the same height in all rows, and a bar at the median."""
     for is_cross in (False, True):
         seeds = [seed for seed in stats["values"] if (seed in crosses) is is_cross]
@@ -168,7 +166,7 @@ def training_pictures(data: Mapping[str, Any]) -> Iterator[Picture]:
             for axes, title in zip(rows, ("loss", "lambda", "learning rate"), strict=True):
                 axes.set_title(title)
                 _ticks(axes.yaxis, 4 if title == "loss" else 2)
-            rows[1].set_ylim(-0.1, 1.1)
+            rows[1].set(ylim=(-0.1, 1.1), yticks=(0, 1))
             rows[2].set_ylim(bottom=0)
             rows[2].set_xlabel("step")
             _ticks(rows[2].xaxis, 5)
@@ -194,7 +192,7 @@ def mixture_pictures(data: Mapping[str, Any]) -> Iterator[Picture]:
     }
     for arms, mixture in arms_by_mixture(data):
         with _panel(24 + 36 * len(mixture), f"mixture {arms}") as (figure, written):
-            margins = _margins(figure, 2, 2, 20, 4) | {"wspace": 0.04}
+            margins = _margins(figure, 1, 1, 20, 4) | {"wspace": 0.08}
             for axes, (name, text) in zip(
                 figure.subplots(1, len(columns), sharey=True, gridspec_kw=margins),
                 columns.items(),
@@ -208,7 +206,7 @@ def mixture_pictures(data: Mapping[str, Any]) -> Iterator[Picture]:
                     )
                 axes.set_title(name)
                 # room for the number behind the longest bar
-                axes.set_xlim(0, 1.7 * max(values))
+                axes.set_xlim(0, 1.8 * max(values))
                 axes.axis("off")
             first = figure.axes[0]
             first.set_ylim(len(mixture) - 0.5, -0.7)

@@ -22,16 +22,19 @@ def page(data: Mapping[str, Any]) -> str:
         undefined=StrictUndefined,
     )
     environment.filters["minus"] = _minus
-    return environment.get_template("report.html").render(
-        data=data,
-        summary=summary(data),
-        sections={section.key: section for section in sections(data)},
-        pictures={
-            "scores": list(score_pictures(data)),
-            "training": list(training_pictures(data)),
-            "mixture": list(mixture_pictures(data)),
-        },
-    ) + "\n"
+    return (
+        environment.get_template("report.html").render(
+            data=data,
+            summary=summary(data),
+            sections={section.key: section for section in sections(data)},
+            pictures={
+                "scores": list(score_pictures(data)),
+                "training": list(training_pictures(data)),
+                "mixture": list(mixture_pictures(data)),
+            },
+        )
+        + "\n"
+    )
 
 
 def _minus(number: str) -> str:

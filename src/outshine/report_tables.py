@@ -25,12 +25,14 @@ class Table:
         header: Name per column.
         rows: Text per cell.
         num_text: So many first columns are text, the others numbers.
+        note: What its title leaves open; may be empty.
     """
 
     title: str
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     num_text: int = 1
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -40,13 +42,13 @@ class Section:
     Attributes:
         key: Name for links and for leaving it out.
         title: Its heading.
-        method: How its numbers were made, and what its marks mean.
+        method: How its numbers were made, and what its marks mean: sentences.
         tables: At least one, unless the text says that there is nothing to show.
     """
 
     key: str
     title: str
-    method: str
+    method: tuple[str, ...]
     tables: tuple[Table, ...]
 
 
@@ -120,9 +122,11 @@ def _scores(data: Mapping[str, Any]) -> Section:
     return Section(
         "scores",
         "Dev scores",
-        "Median over seeds of the final weights' dev metric in percent, ± standard deviation "
-        "(n - 1 in the denominator), in brackets n, the number of seeds. "
-        f"{DEGENERATE} marks an n that counts degenerate runs.",
+        (
+            "Median over seeds of the final weights' dev metric in percent, ± standard deviation "
+            "(with n - 1), in brackets n, the number of seeds.",
+            f"{DEGENERATE} marks an n that counts degenerate runs.",
+        ),
         (Table("", ("task", "metric", "dev rows", *arms), tuple(rows), num_text=2),),
     )
 
@@ -142,28 +146,21 @@ def _cell(stats: Mapping[str, Any] | None) -> str:
 def _comparisons(data: Mapping[str, Any]) -> Section:
     header = ("task", "test", "n", "difference", "95 % interval", "p", "p after Holm")
     header += ("smallest p", "effect size", "seeds needed")
-    tables, notes = [], []
+    tables = []
     for a, b in dict.fromkeys((c["a"], c["b"]) for c in data["comparisons"]):
-        rows = []
-        for comparison in data["comparisons"]:
-            if (comparison["a"], comparison["b"]) == (a, b):
-                rows += _tests(comparison)
-                if comparison["task"] == "score":
-                    shared = _words(comparison["tasks"])
-                    notes.append(f"The score of {a} against {b} is over {shared}.")
-        tables.append(Table(f"{a} against {b}", header, tuple(rows), num_text=2))
+        found = [c for c in data["comparisons"] if (c["a"], c["b"]) == (a, b)]
+        shared = [f"score over {_words(c['tasks'])}" for c in found if c["task"] == "score"]
+        rows = tuple(row for comparison in found for row in _tests(comparison))
+        tables.append(Table(f"{a} against {b}", header, rows, 2, "".join(shared)))
     if not tables:
-        return Section("comparisons", "Comparisons", "No arms are compared.", ())
+        return Section("comparisons", "Comparisons", ("No arms are compared.",), ())
     method = (
-        "Difference of medians in points, the first arm minus the second. Effect size: "
-        "P(a > b) + P(a = b) / 2. Seeds needed: per arm, for a difference of this size. "
+        "Difference: of medians in points, the first arm minus the second.",
+        "Effect size: P(a > b) + P(a = b) / 2.",
+        "Seeds needed: per arm, for a difference of this size.",
     )
-    texts = [_sentence(text) for text in data["methods"].values()]
-    return Section("comparisons", "Comparisons", method + " ".join(texts + notes), tuple(tables))
-
-
-def _sentence(text: str) -> str:
-    return text if text.endswith(".") else f"{text}."
+    texts = (text if text.endswith(".") else f"{text}." for text in data["methods"].values())
+    return Section("comparisons", "Comparisons", (*method, *texts), tuple(tables))
 
 
 def _tests(comparison: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -197,11 +194,11 @@ def _degenerate(data: Mapping[str, Any]) -> Section:
         for found in data["degenerate"]
     )
     if not rows:
-        return Section("degenerate", "Degenerate runs", "No run is degenerate.", ())
+        return Section("degenerate", "Degenerate runs", ("No run is degenerate.",), ())
     return Section(
         "degenerate",
         "Degenerate runs",
-        "Runs that a stated rule marks; they count in all numbers of this report.",
+        ("They count in all numbers of this report.",),
         (Table("", ("arm", "task", "reason", "seed", "percent"), rows, num_text=3),),
     )
 
@@ -224,8 +221,10 @@ def _mixture(data: Mapping[str, Any]) -> Section:
     return Section(
         "mixture",
         "Mixture",
-        "Of the last stage: train rows, the chance that a drawn row comes from the task, how often "
-        "each row is seen, and the weight of the task's loss.",
+        (
+            "Of the last stage: train rows, the chance that a drawn row comes from the task, how "
+            "often each row is seen, and the weight of the task's loss.",
+        ),
         tuple(tables),
     )
 
@@ -244,8 +243,10 @@ def _statistics(data: Mapping[str, Any]) -> Section:
     return Section(
         "statistics",
         "All statistics",
-        "Over seeds, in percent: std with n - 1 in the denominator, q25 and q75 the quartiles, "
-        "degenerate the number of degenerate runs, which all numbers count.",
+        (
+            "Over seeds, in percent: std is the standard deviation (with n - 1), q25 and q75 are "
+            "the quartiles, degenerate is the number of degenerate runs, which all numbers count.",
+        ),
         tuple(tables),
     )
 
@@ -261,8 +262,7 @@ def _values(data: Mapping[str, Any]) -> Section:
             (
                 seed,
                 *(
-                    percent(by_seed.get(seed))
-                    + (DEGENERATE if (arm, task, seed) in marked else "")
+                    percent(by_seed.get(seed)) + (DEGENERATE if (arm, task, seed) in marked else "")
                     for task, by_seed in values.items()
                 ),
             )
@@ -272,8 +272,11 @@ def _values(data: Mapping[str, Any]) -> Section:
     return Section(
         "values",
         "Every run",
-        "Dev metric in percent of each seed's final weights; the score is the mean over the tasks "
-        f"that count in it. {DEGENERATE} marks a degenerate run.",
+        (
+            "Dev metric in percent of each seed's final weights; the score is the mean over the "
+            "tasks that count in it.",
+            f"{DEGENERATE} marks a degenerate run.",
+        ),
         tuple(tables),
     )
 
@@ -285,7 +288,7 @@ def _arms(data: Mapping[str, Any]) -> Section:
     )
     header = ("arm", "chain", "tasks", "settings of the last stage")
     method = "An arrow means: teaches. Settings are those that differ from the study's stages."
-    return Section("arms", "Arms", method, (Table("", header, rows, num_text=4),))
+    return Section("arms", "Arms", (method,), (Table("", header, rows, num_text=4),))
 
 
 def _provenance(data: Mapping[str, Any]) -> Section:
@@ -311,12 +314,12 @@ def _provenance(data: Mapping[str, Any]) -> Section:
     return Section(
         "provenance",
         "Provenance",
-        "As the runs recorded it; training time is the sum over all runs. A fingerprint is that of "
-        "a split's rows and gold.",
         (
-            Table(
-                "Runs", ("", ""), tuple((name, _words(fact)) for name, fact in facts.items()), 2
-            ),
+            "As the runs recorded it; training time is the sum over all runs.",
+            "A fingerprint is that of a split's rows and gold.",
+        ),
+        (
+            Table("Runs", ("", ""), tuple((name, _words(fact)) for name, fact in facts.items()), 2),
             Table("Data", ("task", "split", "fingerprint"), fingerprints, num_text=3),
         ),
     )
