@@ -77,8 +77,8 @@ def _terminal(data: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _title(shown: Table) -> str | None:
-    return ", ".join(filter(None, (shown.title, shown.note))) or None
+def _title(shown: Table) -> str:
+    return ", ".join(filter(None, (shown.title, shown.note)))
 
 
 def _chosen(data: Mapping[str, Any], keys: tuple[str, ...]) -> Iterator[Section]:

@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from outshine.report_tables import (
+    MINUS,
     arms_by_mixture,
     percent,
+    plural,
     short,
     stats_of,
     tasks_of,
@@ -47,7 +49,7 @@ STYLE: dict[str, Any] = {
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 12,
     "grid.color": GRID,
-    "lines.linewidth": 1.2,
+    "lines.linewidth": 0.9,
     "svg.fonttype": "none",
     "text.color": INK,
     "text.parse_math": False,
@@ -119,6 +121,9 @@ def _label(stats: Mapping[str, Any]) -> str:
 
 def _strip(axes: Axes, row: int, colour: int, stats: Mapping[str, Any], crosses: set[str]) -> None:
     """A dot per seed, the same seed at the same height in all rows, and a bar at the median."""
+    if stats["median"] is not None:
+        ends = [row - 0.06, row + 0.38]
+        axes.plot([stats["median"]] * 2, ends, color=INK, linewidth=2.4, solid_capstyle="butt")
     for is_cross in (False, True):
         seeds = [seed for seed in stats["values"] if (seed in crosses) is is_cross]
         heights = [row + 0.16 + 0.36 * (int(seed) * 0.618034 % 1 - 0.5) for seed in seeds]
@@ -127,9 +132,6 @@ def _strip(axes: Axes, row: int, colour: int, stats: Mapping[str, Any], crosses:
         if is_cross:
             style = {"marker": "x", "ms": 7, "mew": 2.2, "color": ALERT}
         axes.plot([stats["values"][seed] for seed in seeds], heights, linestyle="", **style)
-    if stats["median"] is not None:
-        ends = [row - 0.06, row + 0.38]
-        axes.plot([stats["median"]] * 2, ends, color=INK, linewidth=2.4, solid_capstyle="butt")
 
 
 def _texts(axes: Axes, row: int, name: str, label: str) -> None:
@@ -162,7 +164,7 @@ def training_pictures(data: Mapping[str, Any]) -> Iterator[Picture]:
                     if (axes, colour, steps, line) not in drawn:
                         drawn.add((axes, colour, steps, line))
                         values = [float("nan") if value is None else value for value in line]
-                        axes.plot(steps, values, color=colour, alpha=0.6)
+                        axes.plot(steps, values, color=colour, alpha=0.5)
             for axes, title in zip(rows, ("loss", "lambda", "learning rate"), strict=True):
                 axes.set_title(title)
                 _ticks(axes.yaxis, 4 if title == "loss" else 2)
@@ -170,7 +172,7 @@ def training_pictures(data: Mapping[str, Any]) -> Iterator[Picture]:
             rows[2].set_ylim(bottom=0)
             rows[2].set_xlabel("step")
             _ticks(rows[2].xaxis, 5)
-        runs = f"{len(curves)} run" + ("s" if len(curves) > 1 else "")
+        runs = plural(len(curves), "run")
         yield Picture(
             arm,
             runs,
@@ -191,7 +193,7 @@ def mixture_pictures(data: Mapping[str, Any]) -> Iterator[Picture]:
         "passes": short,
     }
     for arms, mixture in arms_by_mixture(data):
-        with _panel(24 + 36 * len(mixture), f"mixture {arms}") as (figure, written):
+        with _panel(31 + 36 * len(mixture), f"mixture {arms}") as (figure, written):
             margins = _margins(figure, 1, 1, 20, 4) | {"wspace": 0.08}
             for axes, (name, text) in zip(
                 figure.subplots(1, len(columns), sharey=True, gridspec_kw=margins),
@@ -240,8 +242,8 @@ def _margins(
 def _ticks(axis: Any, count: int) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    axis.set_major_locator(MaxNLocator(count))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}".replace("-", "−")))
+    axis.set_major_locator(MaxNLocator(count, steps=[1, 2, 2.5, 5, 10]))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}".replace("-", MINUS)))
 
 
 @contextmanager

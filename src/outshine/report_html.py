@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from outshine.report_figures import mixture_pictures, score_pictures, training_pictures
-from outshine.report_tables import sections, summary
+from outshine.report_tables import MINUS, sections, summary
 
 
 def page(data: Mapping[str, Any]) -> str:
@@ -39,4 +39,4 @@ def page(data: Mapping[str, Any]) -> str:
 
 def _minus(number: str) -> str:
     """A minus sign instead of the hyphen before a number."""
-    return re.sub(r"(?<![\w)])-(?=\d)", "−", number)
+    return re.sub(r"(?<![\w)])-(?=\d)", MINUS, number)

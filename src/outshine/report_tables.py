@@ -13,6 +13,7 @@ from typing import Any
 from outshine.console import clock
 
 ABSENT = "-"
+MINUS = "\N{MINUS SIGN}"
 DEGENERATE = "*"
 
 
@@ -67,6 +68,11 @@ def whole(value: float | None) -> str:
     return ABSENT if value is None else f"{value:,}"
 
 
+def plural(count: int, noun: str) -> str:
+    """A count with its noun."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
 def tasks_of(data: Mapping[str, Any]) -> list[str]:
     """All rows of the table of scores: the tasks, then the score over them."""
     return [*data["metrics"], "score"]
@@ -94,8 +100,9 @@ def summary(data: Mapping[str, Any]) -> str:
     """One line on what was run."""
     provenance = data["provenance"]
     return (
-        f"{provenance['runs']} runs, seeds {_words(data['seeds'])}, teachers {data['teachers']}, "
-        f"{clock(provenance['train_s'])} of training; made {data['made']}"
+        f"{plural(provenance['runs'], 'run')}, seeds {_words(data['seeds'])}, "
+        f"teachers {data['teachers']}, {clock(provenance['train_s'])} of training; "
+        f"made {data['made']}"
     )
 
 
@@ -115,7 +122,7 @@ def sections(data: Mapping[str, Any]) -> list[Section]:
 
 def _scores(data: Mapping[str, Any]) -> Section:
     arms = list(data["arms"])
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for task in tasks_of(data):
         cells = [_cell(stats_of(data, arm, task)) for arm in arms]
         rows.append((task, data["metrics"].get(task, "mean"), _rows(data, task), *cells))
@@ -123,8 +130,8 @@ def _scores(data: Mapping[str, Any]) -> Section:
         "scores",
         "Dev scores",
         (
-            "Median over seeds of the final weights' dev metric in percent, ± standard deviation "
-            "(with n - 1), in brackets n, the number of seeds.",
+            "Median over seeds of the final weights' dev metric in percent, ± sample "
+            "standard deviation, in brackets n, the number of seeds.",
             f"{DEGENERATE} marks an n that counts degenerate runs.",
         ),
         (Table("", ("task", "metric", "dev rows", *arms), tuple(rows), num_text=2),),
@@ -166,7 +173,7 @@ def _comparisons(data: Mapping[str, Any]) -> Section:
 def _tests(comparison: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """The row of a comparison, and one more of the paired test where seeds pair."""
     low, high = comparison["ci"] or (None, None)
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             comparison["task"],
             comparison["test"],
@@ -244,7 +251,7 @@ def _statistics(data: Mapping[str, Any]) -> Section:
         "statistics",
         "All statistics",
         (
-            "Over seeds, in percent: std is the standard deviation (with n - 1), q25 and q75 are "
+            "Over seeds, in percent: std is the sample standard deviation, q25 and q75 are "
             "the quartiles, degenerate is the number of degenerate runs, which all numbers count.",
         ),
         tuple(tables),
