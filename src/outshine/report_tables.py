@@ -151,8 +151,8 @@ def _cell(stats: Mapping[str, Any] | None) -> str:
 
 
 def _comparisons(data: Mapping[str, Any]) -> Section:
-    header = ("task", "test", "n", "difference", "95 % interval", "p", "p after Holm")
-    header += ("smallest p", "effect size", "seeds needed")
+    numbers = ("n", "difference", "95 % interval", "p", "p after Holm")
+    header = ("task", "test", *numbers, "smallest p", "effect size", "seeds needed")
     tables = []
     for a, b in dict.fromkeys((c["a"], c["b"]) for c in data["comparisons"]):
         found = [c for c in data["comparisons"] if (c["a"], c["b"]) == (a, b)]
