@@ -151,14 +151,14 @@ def _cell(stats: Mapping[str, Any] | None) -> str:
 
 
 def _comparisons(data: Mapping[str, Any]) -> Section:
-    numbers = ("n", "difference", "95 % interval", "p", "p after Holm")
-    header = ("task", "test", *numbers, "smallest p", "effect size", "seeds needed")
+    header = ("task", "difference", "95 % interval", "p", "p after Holm", "effect size", "n")
+    header = (*header, "smallest p", "seeds needed", "test")
     tables = []
     for a, b in dict.fromkeys((c["a"], c["b"]) for c in data["comparisons"]):
         found = [c for c in data["comparisons"] if (c["a"], c["b"]) == (a, b)]
         shared = [f"score over {_words(c['tasks'])}" for c in found if c["task"] == "score"]
         rows = tuple(row for comparison in found for row in _tests(comparison))
-        tables.append(Table(f"{a} against {b}", header, rows, 2, "".join(shared)))
+        tables.append(Table(f"{a} against {b}", header, rows, note="".join(shared)))
     if not tables:
         return Section("comparisons", "Comparisons", ("No arms are compared.",), ())
     method = (
@@ -176,22 +176,22 @@ def _tests(comparison: Mapping[str, Any]) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = [
         (
             comparison["task"],
-            comparison["test"],
-            ", ".join(map(str, comparison["n"])),
             ABSENT if comparison["difference"] is None else f"{comparison['difference']:+.2f}",
             f"{percent(low)} to {percent(high)}",
             short(comparison["p"]),
             short(comparison["p_holm"]),
-            short(comparison["smallest_p"]),
             percent(comparison["effect_size"]),
+            ", ".join(map(str, comparison["n"])),
+            short(comparison["smallest_p"]),
             whole(comparison["seeds_needed"]),
+            comparison["test"],
         )
     ]
     paired = comparison["paired"]
     if paired is not None:
         p, holm = short(paired["p"]), short(paired["p_holm"])
-        pairs = f"{paired['n']} pairs"
-        rows.append((comparison["task"], paired["test"], pairs, "", "", p, holm, "", "", ""))
+        name, pairs = f"{comparison['task']}, paired", plural(paired["n"], "pair")
+        rows.append((name, "", "", p, holm, "", pairs, "", "", paired["test"]))
     return rows
 
 
@@ -326,7 +326,12 @@ def _provenance(data: Mapping[str, Any]) -> Section:
             "A fingerprint is that of a split's rows and gold.",
         ),
         (
-            Table("Runs", ("", ""), tuple((name, _words(fact)) for name, fact in facts.items()), 2),
+            Table(
+                "Runs",
+                ("fact", "value"),
+                tuple((name, _words(fact)) for name, fact in facts.items()),
+                2,
+            ),
             Table("Data", ("task", "split", "fingerprint"), fingerprints, num_text=3),
         ),
     )
