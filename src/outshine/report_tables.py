@@ -313,6 +313,7 @@ def _provenance(data: Mapping[str, Any]) -> Section:
         "commits": found["git_commits"],
         **found["versions"],
     }
+    rows = tuple((name, _words(fact)) for name, fact in facts.items())
     fingerprints = tuple(
         (task, split, fingerprint)
         for task, splits in found["data"].items()
@@ -326,12 +327,7 @@ def _provenance(data: Mapping[str, Any]) -> Section:
             "A fingerprint is that of a split's rows and gold.",
         ),
         (
-            Table(
-                "Runs",
-                ("fact", "value"),
-                tuple((name, _words(fact)) for name, fact in facts.items()),
-                2,
-            ),
+            Table("Runs", ("fact", "value"), rows, num_text=2),
             Table("Data", ("task", "split", "fingerprint"), fingerprints, num_text=3),
         ),
     )
