@@ -304,6 +304,24 @@ def test_every_seed_is_a_dot_and_a_degenerate_one_a_cross(data: dict[str, Any]) 
         assert crosses == (picture.title == "rte")
 
 
+@pytest.mark.parametrize("format", FORMATS)
+def test_an_arm_that_has_not_run_yet_is_shown_as_absent(format: str) -> None:
+    data = report(fewer=False)
+    data["arms"]["multi"] = {"tasks": {}, "score": None}
+    data["mixture"]["multi"] = {}
+    data["comparisons"] = [c for c in data["comparisons"] if c["a"] != "multi"]
+    for curve in data["curves"]:
+        if curve["arm"] == "multi":
+            curve["points"] = []
+    text = render(data, format)
+    if format == "markdown":
+        assert re.search(r"^\| score \| mean \|  \| [\d.]+ .* \| - \| [\d.]+ .* \|$", text, re.M)
+    elif format == "html":
+        assert len(re.findall("<svg", text)) == 5 + 2 + 2
+    else:
+        assert text
+
+
 def test_a_score_without_values_has_no_panel() -> None:
     data = report(("single",), ("rte",), 2, fewer=False)
     data["arms"]["single"]["score"] = None

@@ -102,6 +102,8 @@ def arms_by_mixture(data: Mapping[str, Any]) -> list[tuple[list[str], Mapping[st
     """The different mixtures, each with the arms that draw their rows in that way."""
     groups: list[tuple[list[str], Mapping[str, Any]]] = []
     for arm, mixture in data["mixture"].items():
+        if not mixture:  # no run of the arm is finished
+            continue
         known = next((arms for arms, other in groups if other == mixture), None)
         if known is None:
             groups.append(([arm], mixture))
