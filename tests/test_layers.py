@@ -20,7 +20,7 @@ MAX_LINES = 400
 # A file imports only from lower layers, also inside functions; types alone may come from anywhere.
 LAYERS = (
     "console errors kinds metrics schedules seeds stats",
-    "analysis files hub",
+    "analysis files hub margin",
     "encoders jsonlines tasks",
     "config glue_tasks predictions readers runs",
     "data",
