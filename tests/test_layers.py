@@ -19,8 +19,8 @@ MAX_LINES = 400
 
 # A file imports only from lower layers, also inside functions; types alone may come from anywhere.
 LAYERS = (
-    "console errors kinds metrics schedules seeds",
-    "files hub",
+    "console errors kinds metrics schedules seeds stats",
+    "analysis files hub margin",
     "encoders jsonlines tasks",
     "config glue_tasks predictions readers runs",
     "data",
