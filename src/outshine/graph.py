@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,18 @@ class Graph:
                 wanted.add(run)
                 left += self.nodes[run].parents
         return [node for run, node in self.nodes.items() if run in wanted]
+
+    @cached_property
+    def _children(self) -> dict[str, list[Node]]:
+        found: dict[str, list[Node]] = {run: [] for run in self.nodes}
+        for node in self.nodes.values():
+            for parent in node.parents:
+                found[parent].append(node)
+        return found
+
+    def children(self, node: Node) -> list[Node]:
+        """The runs that a run teaches, or that start from it."""
+        return self._children[node.id]
 
     def needs_weights(self, node: Node, child: Node) -> bool:
         """Whether a child of a run needs its weights, and not only its logits on train."""

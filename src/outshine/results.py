@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from outshine.console import say
+from outshine.degenerate import DIVERGED
 from outshine.errors import UserError
 from outshine.files import read_errors, world_errors
 
@@ -75,6 +76,11 @@ class Row:
     data: dict[str, dict[str, str]]
     format: int = FORMAT
     home: Path = field(default=Path(), compare=False)
+
+    @property
+    def diverged(self) -> bool:
+        """Whether training ended in a number that is not finite."""
+        return any(reason.startswith(DIVERGED) for reason in self.degenerate.values())
 
     def primary(self, task: str) -> float:
         """The task's primary dev metric, as a fraction."""

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from outshine.analysis import ArmResults, Cell, StudyResults
+from outshine.degenerate import DIVERGED
 from outshine.errors import UserError, raise_problems
 from outshine.files import read_json, write_json
-from outshine.graph import Graph, build_graph
+from outshine.graph import Graph, Node, build_graph
 from outshine.metrics import NOT_IN_SCORE
 from outshine.results import Row, read_rows
+from outshine.runs import Run
 from outshine.study_file import (
     StudySpec,
     differences,
@@ -82,6 +84,59 @@ def results_of(spec: StudySpec, graph: Graph, rows: Mapping[str, Row]) -> StudyR
         seeds=spec.seeds,
         teachers=", ".join(dict.fromkeys(str(arm.teachers) for arm in spec.arms)),
     )
+
+
+def to_make(study: Study, seeds: Sequence[int], rows: Mapping[str, Row]) -> list[Node]:
+    """The runs that are left for these seeds, teachers before students.
+
+    A run that has its row is done, unless a run that is left needs more of it than there is.
+    """
+    graph = study.graph
+    reported = {r for of_seed in graph.ends.values() for seed in seeds for r in of_seed[seed]}
+    left: set[str] = set()
+    nodes = graph.needed(seeds)
+    for node in reversed(nodes):  # students first
+        students = [child for child in graph.children(node) if child.id in left]
+        if node.id not in rows:
+            wanted = node.id in reported or bool(students)
+        else:
+            wanted = not all(serves(study, node, student) for student in students)
+        if wanted:
+            left.add(node.id)
+    return [node for node in nodes if node.id in left]
+
+
+def serves(study: Study, node: Node, child: Node) -> bool:
+    """Whether a run is there with all that a run which it teaches, or starts, needs of it."""
+    run = Run(study.path / node.folder)
+    if not run.is_complete:
+        return False
+    if (run.model_dir / "tasks.json").exists() or DIVERGED in run.info():
+        return True
+    taught = [name for name, runs in child.teachers.items() if node.id in runs]
+    return not study.graph.needs_weights(node, child) and all(
+        run.predictions_path(name, "train").exists() for name in taught
+    )
+
+
+def seconds_left(left: Sequence[Node], rows: Mapping[str, Row]) -> tuple[float, int]:
+    """Seconds that runs will take by what runs like them took, one after another.
+
+    A run is like another with the same stage and tasks that also had, or had not, teachers.
+
+    Returns:
+        The sum over the runs that are like a measured one, and the number of the others.
+    """
+    measured: dict[tuple[Any, ...], list[float]] = {}
+    for row in rows.values():
+        measured.setdefault((row.stage, row.tasks, bool(row.teachers)), []).append(row.seconds)
+    known, unknown = 0.0, 0
+    for node in left:
+        key = (node.stage, tuple(task.name for task in node.tasks), bool(node.teachers))
+        times = measured.get(key, [])
+        known += sum(times) / max(1, len(times))
+        unknown += not times
+    return known, unknown
 
 
 # --- opening ----------------------------------------------------------------------------------
@@ -225,7 +280,8 @@ def _stored(folder: Path) -> dict[str, Any]:
     stored = read_json(path, "format", "file", "files_dir", "settings", "tasks", "ends")
     if stored["format"] != FORMAT:
         raise UserError(
-            f"cannot open the study {folder}: format {stored['format']}, expected {FORMAT} ({path})",
+            f"cannot open the study {folder}: format {stored['format']}, expected {FORMAT} "
+            f"({path})",
             "it was made by another version of outshine: update outshine, or start anew",
         )
     return stored

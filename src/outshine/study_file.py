@@ -219,9 +219,7 @@ def parse_study(
         raise
     problems: list[str] = []
     written = _arm_tables(file, problems)
-    tasks = _tasks(
-        [*file.tasks, *(n for a in written for n in a.tasks)], folder, glue_dir, problems
-    )
+    tasks = _tasks([*file.tasks, *(n for a in written for n in a.tasks)], find, problems)
     arms = tuple(_arms(written, file, tasks, problems))
     stages, by_task = _stages(file, overrides, arms, tasks, problems)
     spec = StudySpec(

@@ -21,7 +21,13 @@ from outshine.data import encode
 from outshine.depths import parameter_depths
 from outshine.errors import OutshineError
 from outshine.evaluation import load_forward, predict_table, score, table_metrics
-from outshine.files import digest, replacing_folder, world_errors, write_json
+from outshine.files import (
+    digest,
+    remove_temporaries,
+    replacing_folder,
+    world_errors,
+    write_json,
+)
 from outshine.forward import Forward
 from outshine.journal import Log
 from outshine.losses import micro_batch_loss
@@ -85,6 +91,7 @@ def train(
 
 def _train_into(run: Run, plan: Plan, force: bool) -> Run:
     """Trains (or goes on), evaluates and saves; `run.json` comes last."""
+    remove_temporaries(run.path)
     if force and run.is_complete:
         (run.path / "run.json").unlink()
         for name in ("checkpoint", "predictions", "model"):
