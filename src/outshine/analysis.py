@@ -298,7 +298,8 @@ def _methods(num_scores: int, num_tasks: int, seed: int) -> dict[str, str]:
         "score is the mean over tasks; standard deviation with n - 1, quartiles interpolated",
         "difference": "median of the first arm minus median of the second, in points",
         "ci": f"95 % percentile bootstrap over seeds, {stats.NUM_DRAWS:,} draws, seed {seed} "
-        "(scipy.stats.bootstrap)",
+        f"(scipy.stats.bootstrap); from fewer than {stats.FEW_SEEDS} seeds it tends to be too "
+        "narrow",
         "test": "Mann-Whitney U, two-sided: exact without ties (scipy.stats.mannwhitneyu), with "
         "ties the exact permutation distribution of the midranks; all values equal: p = 1",
         "effect_size": "common-language effect size, P(a > b) + P(a = b) / 2",
@@ -306,7 +307,8 @@ def _methods(num_scores: int, num_tasks: int, seed: int) -> dict[str, str]:
         f"{_plural(num_scores, 'comparison')} of scores and one of {num_tasks} "
         f"{_plural(num_tasks, 'comparison')} by task",
         "paired": "by seed: Wilcoxon signed-rank, two-sided: exact (scipy.stats.wilcoxon), with "
-        "ties or zeros the exact permutation distribution of Pratt's ranks; Holm as above",
+        "ties or zeros the exact permutation distribution of Pratt's ranks; Holm as above; n pairs "
+        "can reach p = 2 / 2^n",
         "smallest_p": "smallest two-sided p of Mann-Whitney with so many seeds, before Holm",
         "seeds_needed": "seeds per arm for 80 % power at two-sided 5 % before Holm, were the true "
         "difference and deviations those observed: Noether's formula for Mann-Whitney, normal "

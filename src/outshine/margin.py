@@ -17,15 +17,13 @@ import numpy as np
 from outshine import metrics
 from outshine.errors import UserError
 from outshine.seeds import stream
-from outshine.stats import LEVEL
+from outshine.stats import FEW_SEEDS, LEVEL
 
 NUM_DRAWS = 2000
 BETTER = "better"
 NOT_WORSE = "not worse by more than the margin"
 WORSE = "worse"
 UNDECIDED = "undecided"
-# Below this many seeds, resampling them shows too little of how they vary.
-FEW_SEEDS = 5
 CELLS_PER_CHUNK = 500_000  # of (draws, N) float64: 4 MB
 
 
@@ -59,10 +57,10 @@ def margin_verdict(
 ) -> dict[str, Any]:
     """Whether arm a is better than arm b, not worse by more than a margin, worse, or undecided.
 
-    Each draw takes N dev rows with replacement, the same for both arms, and as many seeds as there
-    are; where both arms have the same seeds, the same seeds for both. Means over the seeds of the
-    primary metric are compared. All tasks of a draw have the same seeds, as the tasks of a
-    multi-task run do.
+    Each draw takes N dev rows with replacement, the same for both arms, and seeds: one fewer than
+    there are, since the mean of S of them would spread too little; where both arms have the same
+    seeds, the same for both. Means over the seeds of the primary metric are compared. All tasks of
+    a draw have the same seeds, as the tasks of a multi-task run do.
 
     Args:
         a: Name of the first arm.
@@ -79,6 +77,9 @@ def margin_verdict(
 
     Raises:
         UserError: If the margin is negative.
+
+    Source: rows and seeds, Owen 2007, The pigeonhole bootstrap (if anything too wide: it counts
+    the noise of single predictions with both); S - 1 of S, McCarthy and Snowden 1985.
     """
     if not margin >= 0:
         raise UserError(
@@ -108,9 +109,9 @@ def margin_verdict(
         "tasks": found,
         "warnings": _warnings(tasks),
         "method": f"95 % percentile bootstrap, {num_draws:,} draws, seed {seed}: dev rows drawn "
-        "for both arms together, and seeds (the same for both arms where both have the same); "
-        "difference of the means over seeds; each task is judged by itself, without a correction "
-        "for their number",
+        "for both arms together, and one seed fewer than there are, at least one (the same for "
+        "both arms where both have the same); difference of the means over seeds; each task is "
+        "judged by itself, without a correction for their number",
         "conclusion": _conclusion(a, b, margin, total, found, len(scored)),
     }
 
@@ -147,7 +148,7 @@ def _differences(name: str, task: TaskPredictions, seed: int, num_draws: int) ->
     sides = ["both", "both"] if _is_paired(task) else ["a", "b"]
     picks = [
         np.random.default_rng(stream(seed, "seeds", side, *arm)).integers(
-            len(arm), size=(num_draws, len(arm))
+            len(arm), size=(num_draws, max(1, len(arm) - 1))
         )
         for side, arm in zip(sides, arms, strict=True)
     ]
@@ -281,7 +282,7 @@ def _warnings(tasks: Mapping[str, TaskPredictions]) -> list[str]:
     if fewest == 1:
         return ["one seed: the interval covers the choice of dev rows, not how seeds vary"]
     if fewest < FEW_SEEDS:
-        return [f"{fewest} seeds: resampling so few makes the interval too narrow"]
+        return [f"{fewest} seeds: an interval from so few tends to be too narrow"]
     return []
 
 
