@@ -26,7 +26,7 @@ LAYERS = (
     "data degenerate report study_file",
     "graph results",
     "study",
-    "findings",
+    "findings plan",
     # Only from here on is torch imported.
     "batches checks devices dropout model optim",
     "depths packing",

@@ -23,7 +23,7 @@ from outshine.console import clock, console, say, table
 from outshine.errors import OutshineError, UserError, WorldError
 from outshine.graph import Node
 from outshine.results import Row
-from outshine.study import Study, begin, open_study, seconds_left, to_make
+from outshine.study import Study, begin, chosen_seeds, open_study, seconds_left, to_make
 
 EXECUTORS = ("local",)
 PLAIN_LINE_EVERY_S = 30.0
@@ -83,22 +83,6 @@ def run_study(
         else:
             _in_processes(study, chosen, min(jobs, len(left)), glue_dir, tell)
     return study
-
-
-def chosen_seeds(study: Study, seeds: Sequence[int] | None) -> tuple[int, ...]:
-    """The seeds to run, in the study's order.
-
-    Raises:
-        UserError: If one of them is none of the study's.
-    """
-    for seed in seeds or ():
-        if seed not in study.spec.seeds:
-            known = ", ".join(map(str, study.spec.seeds))
-            raise UserError(
-                f"cannot run seed {seed} of the study {study.spec.name}: expected some of {known}",
-                "`seeds` in the study file says which there are",
-            )
-    return tuple(seed for seed in study.spec.seeds if seeds is None or seed in seeds)
 
 
 # --- several processes ------------------------------------------------------------------------

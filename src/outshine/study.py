@@ -43,13 +43,15 @@ class Study:
         path: The folder.
         spec: The study file.
         graph: Its runs; without `nodes` where the study is only read.
-        files_dir: To which paths in the study file are relative.
+        source: Name of the study file.
+        files_dir: Its folder, to which paths in it are relative.
         others: Folders of the same study, from other machines, whose rows count, too.
     """
 
     path: Path
     spec: StudySpec
     graph: Graph
+    source: str
     files_dir: Path
     others: tuple[Path, ...] = ()
 
@@ -84,6 +86,22 @@ def results_of(spec: StudySpec, graph: Graph, rows: Mapping[str, Row]) -> StudyR
         seeds=spec.seeds,
         teachers=", ".join(dict.fromkeys(str(arm.teachers) for arm in spec.arms)),
     )
+
+
+def chosen_seeds(study: Study, seeds: Sequence[int] | None) -> tuple[int, ...]:
+    """The seeds to run, in the study's order.
+
+    Raises:
+        UserError: If one of them is none of the study's.
+    """
+    for seed in seeds or ():
+        if seed not in study.spec.seeds:
+            known = ", ".join(map(str, study.spec.seeds))
+            raise UserError(
+                f"cannot run seed {seed} of the study {study.spec.name}: expected some of {known}",
+                "`seeds` in the study file says which there are",
+            )
+    return tuple(seed for seed in study.spec.seeds if seeds is None or seed in seeds)
 
 
 def to_make(study: Study, seeds: Sequence[int], rows: Mapping[str, Row]) -> list[Node]:
@@ -173,7 +191,7 @@ def open_study(
     graph = build_graph(spec)
     if begun:
         _check_runs(path, graph)
-    return Study(path, spec, graph, source.files_dir, tuple(map(Path, others)))
+    return Study(path, spec, graph, source.name, source.files_dir, tuple(map(Path, others)))
 
 
 def read_study(
@@ -209,7 +227,9 @@ def read_study(
         arm: {int(seed): tuple(runs) for seed, runs in by_seed.items()}
         for arm, by_seed in stored["ends"].items()
     }
-    return Study(path, spec, Graph({}, ends), source.files_dir, tuple(map(Path, others)))
+    return Study(
+        path, spec, Graph({}, ends), source.name, source.files_dir, tuple(map(Path, others))
+    )
 
 
 def begin(study: Study) -> None:
@@ -235,6 +255,7 @@ def begin(study: Study) -> None:
         {
             "format": FORMAT,
             "name": spec.name,
+            "source": study.source,
             "file": spec.text,
             "files_dir": os.path.relpath(study.files_dir, study.path),
             "settings": dict(spec.overrides),
@@ -248,8 +269,9 @@ def begin(study: Study) -> None:
 
 @dataclass(frozen=True)
 class _Source:
-    """The text of a study, the folder that paths in it are relative to, and what overrides it."""
+    """A study file: its name, its text, its folder, and the settings that override it."""
 
+    name: str
     text: str
     files_dir: Path
     overrides: Mapping[str, Any]
@@ -257,10 +279,10 @@ class _Source:
 
 def _source(place: Path, overrides: Mapping[str, Any] | None) -> _Source:
     if not place.is_dir():
-        return _Source(read_study_text(place), place.parent, overrides or {})
+        return _Source(place.name, read_study_text(place), place.parent, overrides or {})
     stored = _stored(place)
     given = stored["settings"] if overrides is None else overrides
-    return _Source(stored["file"], place / stored["files_dir"], given)
+    return _Source(stored["source"], stored["file"], place / stored["files_dir"], given)
 
 
 def _folder_of(place: Path, out: str | Path | None, name: str) -> Path:
@@ -277,7 +299,7 @@ def _stored(folder: Path) -> dict[str, Any]:
             f"cannot open the study {folder}: no {STUDY_FILE} in it, expected a study's folder",
             "`outshine study run FILE` makes it; --out names it",
         )
-    stored = read_json(path, "format", "file", "files_dir", "settings", "tasks", "ends")
+    stored = read_json(path, "format", "source", "file", "files_dir", "settings", "tasks", "ends")
     if stored["format"] != FORMAT:
         raise UserError(
             f"cannot open the study {folder}: format {stored['format']}, expected {FORMAT} "

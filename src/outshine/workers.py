@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -245,9 +246,16 @@ def _row(node: Node, run: Run, rows: Mapping[str, Row], seconds: float) -> Row:
         seed=node.cfg.seed,
         metrics=run.metrics(),
         degenerate=degenerate,
-        settings=run.config()["settings"],
+        settings=_portable(node, run.config()["settings"]),
         teachers={task: list(runs) for task, runs in node.teachers.items()},
         seconds=round(max(seconds, info["train_s"]), 3),
         curve=curve(run, CURVE_POINTS),
         **{key: info[key] for key in _FROM_INFO},
     )
+
+
+def _portable(node: Node, settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings without paths of this machine: they would say nothing elsewhere."""
+    encoder = settings["encoder"]
+    name = Path(encoder).name if Path(encoder).is_dir() else encoder
+    return {**settings, "encoder": name, **({"init": node.start} if node.start else {})}
