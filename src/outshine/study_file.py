@@ -468,10 +468,14 @@ def parse_chain(chain: str, names: Sequence[str] = ()) -> list[str]:
             raise ValueError(_pointed(text, chain, place))
         position += len(part) + len("->")
     if plus:
-        place = len(body) + 1 + len(end) - len(end.lstrip())
-        if end.strip() != "finetune":
-            known = did_you_mean(end.strip(), ["finetune"])
-            text = f"{end.strip()!r} after `+`{known}, expected finetune at the end of the chain"
+        last = end.strip()
+        place = len(body) + len(plus) + len(end) - len(end.lstrip())
+        if last.startswith("finetune") and last != "finetune":
+            text = f"{last.removeprefix('finetune')!r} after finetune, expected the chain's end"
+            raise ValueError(_pointed(text, chain, place + len("finetune")))
+        if last != "finetune":
+            known = did_you_mean(last, ["finetune"])
+            text = f"{last!r} after `+`{known}, expected finetune at the end of the chain"
             raise ValueError(_pointed(text, chain, place))
         if links[-1] != "multi" and links[-1] not in names:
             text = f"finetune after {links[-1]}, expected after multi"

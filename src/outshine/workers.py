@@ -233,10 +233,12 @@ def _constant(run: Run, plan: Plan, reason: str) -> Run:
 def _row(node: Node, run: Run, rows: Mapping[str, Row], seconds: float) -> Row:
     """The row of a complete run."""
     info = run.info()
-    degenerate = reasons(run)
-    for task, runs in node.teachers.items():
-        if any(rows[teacher].diverged for teacher in runs if teacher in rows):
-            degenerate.setdefault(task, "a teacher of it diverged")
+    untaught = {
+        task: "a teacher of it diverged"
+        for task, runs in node.teachers.items()
+        if any(rows[teacher].diverged for teacher in runs if teacher in rows)
+    }
+    degenerate = reasons(run) if DIVERGED in info else reasons(run) | untaught
     return Row(
         run=node.id,
         folder=node.folder,
