@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from outshine.evaluation import Predictor as Predictor
     from outshine.evaluation import evaluate as evaluate
     from outshine.evaluation import load as load
+    from outshine.findings import compare as compare
     from outshine.glue_tasks import glue as glue
+    from outshine.launch import run_study as run_study
     from outshine.runs import Run as Run
     from outshine.tasks import Task as Task
     from outshine.training import train as train
@@ -30,10 +32,12 @@ _HOME = {
     "TrainConfig": "config",
     "UserError": "errors",
     "WorldError": "errors",
+    "compare": "findings",
     "distill": "distillation",
     "evaluate": "evaluation",
     "glue": "glue_tasks",
     "load": "evaluation",
+    "run_study": "launch",
     "train": "training",
 }
 __all__ = sorted(_HOME)

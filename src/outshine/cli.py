@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from outshine import cli_tasks
+from outshine import cli_study, cli_tasks
 from outshine.command import (
     Device,
     DryRun,
@@ -49,6 +49,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 app.add_typer(cli_tasks.app, name="tasks")
+app.add_typer(cli_study.app, name="study")
 
 
 def _print_version(wanted: bool) -> None:
@@ -182,6 +183,9 @@ def distill(
     )
     if as_json:
         print_json(made.results)
+
+
+command(app, "compare")(cli_study.compare)
 
 
 # --- using a run ------------------------------------------------------------------------------

@@ -6,9 +6,9 @@ Data goes to stdout; nothing here does.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -16,12 +16,29 @@ from rich.table import Table
 
 PLAIN_LINE_EVERY_S = 10.0
 
-_state = {"quiet": False}
+Watcher = Callable[[str, int, int, str], None]
+
+_state: dict[str, Any] = {"quiet": False, "watcher": None}
 
 
 def set_quiet(quiet: bool) -> None:
     """Whether notes, tables and progress are left out (errors are not)."""
     _state["quiet"] = quiet
+
+
+@contextmanager
+def watched(watcher: Watcher) -> Iterator[None]:
+    """Hands all progress to a function, and leaves out notes and tables.
+
+    Args:
+        watcher: Is told what is being done, the units done, those in all, and a short state.
+    """
+    before = dict(_state)
+    _state.update(quiet=True, watcher=watcher)
+    try:
+        yield
+    finally:
+        _state.update(before)
 
 
 def console() -> Console:
@@ -87,6 +104,20 @@ class _Plain:
         self.text = f", {text}"
 
 
+class _Watched:
+    def __init__(self, watcher: Watcher, what: str, total: int, done: int) -> None:
+        self.watcher, self.what, self.total, self.done = watcher, what, total, done
+        self.text = ""
+        watcher(what, done, total, "")
+
+    def advance(self, count: int) -> None:
+        self.done += count
+        self.watcher(self.what, self.done, self.total, self.text)
+
+    def note(self, text: str) -> None:
+        self.text = text
+
+
 class _Rich:
     def __init__(self, bars: Progress, what: str, total: int, done: int) -> None:
         self.bars = bars
@@ -108,6 +139,9 @@ def progress(what: str, total: int, done: int = 0) -> Iterator[Bar]:
         total: Units of work.
         done: Units done before, when work is resumed.
     """
+    if _state["watcher"] is not None:
+        yield _Watched(_state["watcher"], what, total, done)
+        return
     screen = console()
     if not screen.is_terminal:
         yield _Plain(what, total, done)

@@ -20,19 +20,18 @@ from outshine.comparison import (
     show_results,
     tables_by_task,
 )
-from outshine.config import TrainConfig, build, resolve
+from outshine.config import WITHOUT_EFFECT, TrainConfig, build, of_tasks, resolve
 from outshine.console import say
 from outshine.costs import measure_cost
 from outshine.errors import UserError
 from outshine.files import write_json
-from outshine.planning import WITHOUT_EFFECT, prepare, settle
+from outshine.planning import prepare, settle
 from outshine.runs import Run
 from outshine.tasks import Task, unique_tasks
 from outshine.training import train
 
 FORMAT = 1
 
-_BY_TASK = ("task_weight", "sampling_weights", "symmetric")
 _NOT_SCORES = ("n", "constant_prediction", "standard_error")
 
 
@@ -183,7 +182,7 @@ def plan_steps(
         Step(
             f"teacher of {task.name}",
             (task,),
-            _of_task(cfgs["single"], task),
+            of_tasks(cfgs["single"], [task.name]),
             out / "teachers" / task.name,
         )
         for task in tasks
@@ -234,16 +233,6 @@ def _settings(
                 "teachers and student need their weights, to teach and to be weighed",
             )
     return cfgs
-
-
-def _of_task(cfg: TrainConfig, task: Task) -> TrainConfig:
-    """Settings of one teacher: what is given by task, for this task alone."""
-    own = {
-        key: {name: value for name, value in given.items() if name == task.name}
-        for key in _BY_TASK
-        if isinstance(given := getattr(cfg, key), dict)
-    }
-    return cfg.model_copy(update=own)
 
 
 def _train_once(step: Step, teachers: teaching.Teachers | None, force: bool) -> Run:

@@ -92,6 +92,16 @@ def replacing_folder(path: Path) -> Iterator[Path]:
             raise
 
 
+def remove_temporaries(folder: Path) -> None:
+    """Removes what writers that were killed have left below a folder that nobody else writes."""
+    for path in list(folder.rglob(".*")):
+        if re.fullmatch(r"\..+\.[a-z0-9_]{8}", path.name):  # the names that tempfile makes
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
 def write_json(path: Path, content: Any) -> None:
     """Writes indented JSON, whole or not at all."""
     text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)

@@ -15,22 +15,19 @@ import torch
 from outshine import batches, encoders
 from outshine import teachers as teaching
 from outshine.batches import Mixture, Part
-from outshine.config import TrainConfig, resolve
+from outshine.config import BY_TASK, WITHOUT_EFFECT, TrainConfig, resolve, takes_swapped
 from outshine.console import say, show
-from outshine.data import TokenTable, encode
+from outshine.data import TokenTable, encode, folds
 from outshine.depths import parameter_depths
 from outshine.devices import pick_device, pick_precision
 from outshine.errors import UserError
 from outshine.forward import Forward, make_forward
 from outshine.model import MultiTaskModel, build_model, load_model
+from outshine.readers import scored_splits
 from outshine.runs import check_new, open_run
 from outshine.tasks import Task, kind_of, unique_tasks
 
 MANY_PASSES = 50
-# Settings that do not change what a run computes.
-WITHOUT_EFFECT = frozenset(
-    {"save_every_s", "log_every", "eval_every", "num_threads", "device", "keep", "track"}
-)
 
 
 def settle(
@@ -99,8 +96,7 @@ def prepare(tasks: tuple[Task, ...], cfg: TrainConfig, teachers: teaching.Teache
     dev = {
         (task.name, split): encode(task, split, tokenizer, cfg.max_length)
         for task in tasks
-        for split in task.dev_splits
-        if split == "dev" or Path(task.files.get(split, "")).exists()
+        for split in scored_splits(task)
     }
     warn_overlap(tasks, tables, dev)
     mixture = _mixture(tasks, tables, cfg)
@@ -126,7 +122,7 @@ def prepare(tasks: tuple[Task, ...], cfg: TrainConfig, teachers: teaching.Teache
 def _check_task_names(tasks: Sequence[Task], cfg: TrainConfig) -> None:
     """Refuses settings by task that name a task which is not trained."""
     names = [task.name for task in tasks]
-    for key in ("task_weight", "sampling_weights", "symmetric"):
+    for key in BY_TASK:
         by_task = getattr(cfg, key)
         unknown = [n for n in by_task if n not in names] if isinstance(by_task, dict) else []
         if unknown:
@@ -181,27 +177,12 @@ def _check_length(model: MultiTaskModel, max_length: int) -> None:
         )
 
 
-def takes_swapped(task: Task, cfg: TrainConfig) -> bool:
-    """Whether a run with these settings trains on the swapped order of a task's pairs, too."""
-    if isinstance(cfg.symmetric, dict):
-        wanted = cfg.symmetric.get(task.name, task.symmetric)
-        if wanted and len(task.text) != 2:
-            raise UserError(
-                f"cannot swap the texts of {task.name!r}: one text column, expected two",
-                f"leave {task.name} out of `symmetric`",
-            )
-        return wanted
-    return cfg.symmetric and task.symmetric
-
-
 def _train_table(task: Task, tokenizer: Any, cfg: TrainConfig) -> TokenTable:
     return encode(task, "train", tokenizer, cfg.max_length, swapped=takes_swapped(task, cfg))
 
 
 def _mixture(tasks: Sequence[Task], tables: dict[str, TokenTable], cfg: TrainConfig) -> Mixture:
-    rows = {
-        t.name: tables[t.name].selection(cfg.max_train_rows, takes_swapped(t, cfg)) for t in tasks
-    }
+    rows = {t.name: _train_rows(tables[t.name], cfg) for t in tasks}
     chances = batches.probabilities(
         {name: len(chosen) for name, chosen in rows.items()},
         cfg.sampling,
@@ -217,6 +198,22 @@ def _mixture(tasks: Sequence[Task], tables: dict[str, TokenTable], cfg: TrainCon
         for name in rows
     )
     return Mixture(parts, cfg.batch_size, num_steps, draws)
+
+
+def _train_rows(table: TokenTable, cfg: TrainConfig) -> np.ndarray:
+    """The rows of a train table that a run learns from; it may answer more of them."""
+    rows = table.selection(cfg.max_train_rows, takes_swapped(table.task, cfg))
+    if not cfg.fold:
+        return rows
+    number, count = map(int, cfg.fold.split("/"))
+    kept = rows[folds([table.ids[row] for row in rows.tolist()], count) != number]
+    if not len(kept):
+        raise UserError(
+            f"cannot train without fold {cfg.fold} of {table.task.name}: no row is left of "
+            f"{len(rows)}",
+            "use fewer folds",
+        )
+    return kept
 
 
 def _with_teacher(

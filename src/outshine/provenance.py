@@ -43,6 +43,15 @@ def provenance(plan: Plan, state: State, run_id: str) -> dict[str, Any]:
             }
             for part in plan.mixture.parts
         },
+        "mixture": {
+            part.table.task.name: {
+                "rows": len(part.rows),
+                "probability": part.probability,
+                "passes": plan.mixture.passes(part),
+                "weight": part.weight,
+            }
+            for part in plan.mixture.parts
+        },
         "teachers": plan.identity["teachers"],
         "device": device_name(forward.device),
         "precision": forward.precision,

@@ -111,7 +111,9 @@ def check_new(path: Path, force: bool) -> None:
     if path.exists() and not path.is_dir():
         raise UserError(f"cannot write the run {path}: a file, expected a folder", "choose another")
     if path.is_dir() and not (path / "config.json").exists():
-        foreign = [entry.name for entry in path.iterdir() if entry.name != ".lock"]
+        # a process that was killed at once has left its lock, or half of the file
+        own = (".lock", ".config.json.")
+        foreign = [entry.name for entry in path.iterdir() if not entry.name.startswith(own)]
         if foreign:
             raise UserError(
                 f"cannot write the run {path}: the folder holds other files "

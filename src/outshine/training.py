@@ -15,19 +15,25 @@ import torch
 
 from outshine import batches, dropout
 from outshine.checkpoints import State, restore, save_checkpoint
-from outshine.config import TrainConfig
+from outshine.config import TrainConfig, takes_swapped
 from outshine.console import progress, show
 from outshine.data import encode
 from outshine.depths import parameter_depths
 from outshine.errors import OutshineError
 from outshine.evaluation import load_forward, predict_table, score, table_metrics
-from outshine.files import digest, replacing_folder, world_errors, write_json
+from outshine.files import (
+    digest,
+    remove_temporaries,
+    replacing_folder,
+    world_errors,
+    write_json,
+)
 from outshine.forward import Forward
 from outshine.journal import Log
 from outshine.losses import micro_batch_loss
 from outshine.model import save_model
 from outshine.optim import adamw, parameter_groups, set_step
-from outshine.planning import Plan, describe, prepare, settle, takes_swapped
+from outshine.planning import Plan, describe, prepare, settle
 from outshine.provenance import provenance
 from outshine.runs import Run, locked, open_run
 from outshine.schedules import gold_weight, lr_factor
@@ -85,6 +91,7 @@ def train(
 
 def _train_into(run: Run, plan: Plan, force: bool) -> Run:
     """Trains (or goes on), evaluates and saves; `run.json` comes last."""
+    remove_temporaries(run.path)
     if force and run.is_complete:
         (run.path / "run.json").unlink()
         for name in ("checkpoint", "predictions", "model"):
@@ -211,6 +218,11 @@ def _finish(run: Run, plan: Plan, state: State) -> Run:
     with progress("evaluating", sum(map(len, plan.dev.values()))) as bar:
         for (name, split), table in plan.dev.items():
             predictions = predict_table(forward, table, run_id, None, bar.advance)
+            if not np.isfinite(predictions.logits).all():
+                raise DivergedError(
+                    f"evaluation stopped after step {state.step}: a logit of {name} is not finite",
+                    'nothing was saved; try a lower lr, or precision = "fp32"',
+                )
             metrics.setdefault(name, {})[split] = table_metrics(table, predictions.logits)
             if cfg.keep != "metrics":
                 predictions.save(run.predictions_path(name, split))
@@ -227,11 +239,13 @@ def _finish(run: Run, plan: Plan, state: State) -> Run:
 
 
 def _save_train_logits(run: Run, plan: Plan, forward: Forward, run_id: str) -> None:
-    """The teacher cache of a run that will have no weights."""
-    with progress("train logits", sum(len(p.rows) for p in plan.mixture.parts)) as bar:
-        for part in plan.mixture.parts:
-            predictions = predict_table(forward, part.table, run_id, part.rows, bar.advance)
-            predictions.save(run.predictions_path(part.table.task.name, "train"))
+    """The teacher cache of a run that will have no weights; a fold left out is answered, too."""
+    tables = [part.table for part in plan.mixture.parts]
+    rows = [t.selection(plan.cfg.max_train_rows, takes_swapped(t.task, plan.cfg)) for t in tables]
+    with progress("train logits", sum(map(len, rows))) as bar:
+        for table, chosen in zip(tables, rows, strict=True):
+            predictions = predict_table(forward, table, run_id, chosen, bar.advance)
+            predictions.save(run.predictions_path(table.task.name, "train"))
 
 
 def _show_metrics(plan: Plan, metrics: dict[str, dict[str, dict[str, float]]]) -> None:
