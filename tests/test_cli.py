@@ -279,8 +279,17 @@ def test_logits_writes_the_teacher_cache(tmp_path: Path, student: Path) -> None:
     assert all(Path(entry["path"]).is_file() for entry in written.values())
 
 
-def test_ctrl_c_saves_exits_130_and_the_same_command_resumes(
-    tmp_path: Path, tickets: Path, encoder: Path
+def test_logits_dry_run_counts_and_writes_nothing(tmp_path: Path, student: Path) -> None:
+    copy = shutil.copytree(student, tmp_path / "run")
+    before = sorted(copy.rglob("*"))
+    done = outshine("logits", copy, "--dry-run")
+    assert f"duplicate: logits of 96 rows would be in {copy}/predictions/dup" in done.stderr
+    assert sorted(copy.rglob("*")) == before
+
+
+@pytest.mark.parametrize("asked", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_exits_130_and_the_same_command_resumes(
+    tmp_path: Path, tickets: Path, encoder: Path, asked: signal.Signals
 ) -> None:
     out = tmp_path / "run"
     log = out / "log.jsonl"
@@ -293,7 +302,7 @@ def test_ctrl_c_saves_exits_130_and_the_same_command_resumes(
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(asked)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "interrupted at step" in stderr

@@ -240,7 +240,7 @@ def test_a_saved_model_holds_an_encoder_that_transformers_loads(
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        (lambda w: w.pop("heads.team.bias"), "heads.team.bias is missing"),
+        (lambda w: w.pop("heads.task-team.bias"), "heads.task-team.bias is missing"),
         (lambda w: w.pop("network.classifier.dense.bias"), "dense.bias is missing"),
         (lambda w: w.update(stray=torch.ones(1)), "stray is unknown"),
     ],

@@ -466,7 +466,7 @@ def test_resuming_with_other_settings_names_the_key(
             anneal="cosine",
         )
     assert str(caught.value) == (
-        f"cannot resume {interrupted.path}: settings.anneal was linear, is cosine, "
+        f"cannot go on with the run {interrupted.path}: settings.anneal was linear, is cosine, "
         "settings.lr was 0.001, is 0.002\n"
         "hint: give the same settings and data to resume, or --force to start anew"
     )

@@ -111,8 +111,8 @@ def same_identity(run: Run, found: dict[str, Any], wanted: dict[str, Any]) -> No
         else:
             differences = f"{section} was {before}, is {value}"
         raise UserError(
-            f"cannot resume {run.path}: {differences}",
-            "give the same settings and data to resume, or --force to start anew",
+            f"cannot go on with the run {run.path}: {differences}",
+            "give the settings and data that it was made with, or --force to start anew",
         )
 
 

@@ -81,11 +81,18 @@ def demo(
         "outshine-demo"
     ),
     seed: Seed = None,
+    dry_run: DryRun = False,
 ) -> None:
     """The whole story on the built-in tasks."""
-    from outshine.demo import run_demo
+    from outshine.demo import demo_settings, demo_tasks, run_demo
 
-    run_demo(out=out, seed=1 if seed is None else seed)
+    seed = 1 if seed is None else seed
+    if dry_run:
+        from outshine.preview import preview_distillation
+
+        preview_distillation(demo_tasks(), out=out, **demo_settings(seed))
+        return
+    run_demo(out=out, seed=seed)
 
 
 @command(app, "train")
@@ -231,6 +238,9 @@ def logits(
     run: RunDir,
     split: Annotated[str, typer.Option(help="train, dev, ...")] = "train",
     device: Device = "auto",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Count the rows and write nothing.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Write a run's logits on one split.
@@ -242,10 +252,10 @@ def logits(
     from outshine.training import teacher_cache
 
     opened = open_run(run)
-    counts = teacher_cache(opened, split, device)
+    counts = teacher_cache(opened, split, device, dry_run=dry_run)
     paths = {name: str(opened.predictions_path(name, split)) for name in counts}
     for name, rows in counts.items():
-        say(f"{name}: logits of {rows:,} rows in {paths[name]}")
+        say(f"{name}: logits of {rows:,} rows {'would be' if dry_run else 'are'} in {paths[name]}")
     if as_json:
         print_json({name: {"rows": counts[name], "path": paths[name]} for name in counts})
 

@@ -6,7 +6,15 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from outshine.errors import UserError, did_you_mean, raise_problems
 from outshine.tasks import Task, validation_lines
@@ -91,7 +99,7 @@ class TrainConfig(BaseModel):
     sampling_exponent: float = Field(0.75, ge=0)
     sampling_temperature: float = Field(1.0, gt=0)
     sampling_weights: dict[str, float] = {}
-    task_weight: dict[str, float] = {}
+    task_weight: dict[str, PositiveFloat] = {}
     symmetric: bool | dict[str, bool] = True
     anneal: Literal["linear", "cosine", "exponential", "step", "constant"] = "linear"
     gold_weight: float = Field(0.5, ge=0, le=1)
@@ -113,8 +121,13 @@ class TrainConfig(BaseModel):
     num_threads: int = Field(0, ge=0)
     deterministic: bool = False
     keep: Literal["all", "predictions", "metrics"] = "all"
-    track: tuple[str, ...] = ()
+    track: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
     seed: int = Field(1, ge=0)
+
+    @field_validator("track", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _fits_together(self) -> TrainConfig:

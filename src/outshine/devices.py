@@ -19,6 +19,8 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError("it is not supported")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         first_line = str(error).split("\n")[0]

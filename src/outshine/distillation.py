@@ -20,7 +20,7 @@ from outshine.comparison import (
     show_results,
     tables_by_task,
 )
-from outshine.config import WITHOUT_EFFECT, TrainConfig, build, of_tasks, resolve
+from outshine.config import TrainConfig, build, of_tasks, resolve
 from outshine.console import say
 from outshine.costs import measure_cost
 from outshine.errors import UserError
@@ -119,6 +119,11 @@ def distill(
     dev, device = tables_by_task(plan.dev), cfgs["multi"].device
     del plan  # and with it the memory of a model
     for task in tasks:
+        if len(dev[task.name]["dev"]) < 2:
+            raise UserError(
+                f"cannot distil {task.name}: one dev row, expected two or more to compare on",
+                "add dev rows, or raise `holdout`",
+            )
         measure(task, dev[task.name], sources.get(task.name, []), device)
 
     runs = []
@@ -241,12 +246,8 @@ def _train_once(step: Step, teachers: teaching.Teachers | None, force: bool) -> 
     if force or not run.is_complete:
         return train(step.tasks, step.cfg, teachers=teachers, out=step.path, force=force)
     info, plan = run.info(), prepare(step.tasks, step.cfg, teachers)
-    found = {
-        "settings": {k: v for k, v in run.config()["settings"].items() if k not in WITHOUT_EFFECT},
-        "precision": info["precision"],
-        "data": {name: splits["train"] for name, splits in info["data"].items()},
-        "teachers": info["teachers"],
-        "dev data": {name: splits["dev"] for name, splits in info["data"].items()},
+    found = info["identity"] | {
+        "dev data": {name: splits["dev"] for name, splits in info["data"].items()}
     }
     dev = {name: table.data for (name, split), table in plan.dev.items() if split == "dev"}
     same_identity(run, found, plan.identity | {"dev data": dev})

@@ -16,9 +16,10 @@ import numpy as np
 import torch
 
 from outshine.batches import Rows, gather
+from outshine.console import say
 from outshine.data import TokenTable, encode, tokenize
 from outshine.devices import pick_device, pick_precision
-from outshine.errors import UserError, did_you_mean
+from outshine.errors import UserError, WorldError, did_you_mean
 from outshine.forward import Forward, make_forward
 from outshine.metrics import NOT_IN_SCORE, compute
 from outshine.model import load_model
@@ -104,7 +105,10 @@ def evaluate(
     precision: str = "fp32",
     device: str = "auto",
 ) -> dict[str, Any]:
-    """Evaluates a finished run on one split and records metrics and logits in its folder.
+    """Evaluates a finished run on one split.
+
+    Metrics and logits are recorded in its folder, but for those of other data than the run knows
+    by the split's name, or of another precision than the run's own records.
 
     Args:
         run: The run or its folder.
@@ -131,15 +135,40 @@ def evaluate(
         )
     forward, tokenizer = load_forward(run, device, precision)
     max_length = run.config()["settings"]["max_length"]
-    results = {}
+    results, recorded = {}, {}
     for task in with_split:
         table = encode(task, split, tokenizer, max_length)
         predictions = predict_table(forward, table, run.info()["id"])
         results[task.name] = table_metrics(table, predictions.logits)
-        if forward.precision == "fp32" and split != "train":
-            predictions.save(run.predictions_path(task.name, split))
-    run.add_metrics({name: {split: values} for name, values in results.items()})
+        if forward.precision == "fp32" and _is_data_of(run, table):
+            recorded[task.name] = predictions
+    _record(run, split, recorded, results)
     return {"tasks": results, "score": score(with_split, results)}
+
+
+def _is_data_of(run: Run, table: TokenTable) -> bool:
+    """Whether a table is the split that the run knows by its name, or one new to it."""
+    known = run.info()["data"].get(table.task.name, {}).get(table.split, table.data)
+    return known == table.data
+
+
+def _record(
+    run: Run, split: str, recorded: Mapping[str, Predictions], results: Mapping[str, Any]
+) -> None:
+    """Adds logits (those on train are the teachers' cache, of other rows) and metrics to a run."""
+    left_out = [name for name in results if name not in recorded]
+    if left_out:
+        say(
+            f"note: not recorded in {run.path}: {', '.join(left_out)} (other data than the run "
+            "was made with, or another precision)"
+        )
+    try:
+        for name, predictions in recorded.items():
+            if split != "train":
+                predictions.save(run.predictions_path(name, split))
+        run.add_metrics({name: {split: results[name]} for name in recorded})
+    except WorldError as error:
+        say(f"note: not recorded: {error}")
 
 
 def load_forward(run: Run, device: str, precision: str) -> tuple[Forward, Any]:

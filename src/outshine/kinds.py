@@ -69,6 +69,13 @@ class Kind:
     balance: Callable[[Task, np.ndarray], dict[str, float]]
 
 
+def to_number(text: str) -> float:
+    """`float`, but for the underscores that Python allows between digits; raises ValueError."""
+    if "_" in text:
+        raise ValueError(f"{text!r} is no number")
+    return float(text)
+
+
 def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
     """Softmax over the last axis, computed in float64. Returns float64, same shape."""
     scaled = logits.astype(np.float64) / temperature
@@ -185,7 +192,7 @@ def _parse_value(task: Task, text: str) -> float:
     low, high = _bounds(task)
     expected = f"expected a number from {low:g} to {high:g}"
     try:
-        value = float(text)
+        value = to_number(text)
     except ValueError:
         raise ValueError(f"label {text!r}, {expected}") from None
     if not low <= value <= high:  # also refuses NaN

@@ -9,7 +9,8 @@ head is that last layer for one task, which makes every task exportable as that 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +60,8 @@ class MultiTaskModel(nn.Module):
         self.network: PreTrainedModel = network
         self.pooling = pooling
         # Names of modules may hold no dots, names of tasks may.
-        self.names = {task.name: task.name.replace(".", "-dot-") for task in tasks}
+        # no other name becomes the same, and none is an attribute of the dictionary
+        self.names = {task.name: f"task-{task.name.replace('.', '%2E')}" for task in tasks}
         self.heads = nn.ModuleDict(
             {
                 self.names[task.name]: nn.Linear(width, kind_of(task).num_outputs(task))
@@ -168,8 +170,13 @@ def _network(
         if random_weights:
             network = family.from_config(config, dtype=torch.float32)
         else:
+            # a classifier has a last layer of another size, which is removed here
             network, info = family.from_pretrained(
-                location, config=config, dtype=torch.float32, output_loading_info=True
+                location,
+                config=config,
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
             )
             _check_loaded(location, network, info)
     network.eval()
@@ -183,12 +190,12 @@ def _check_loaded(location: str, network: PreTrainedModel, info: Mapping[str, An
     """Refuses a checkpoint that lacks encoder weights; pooling weights may be missing."""
     prefix = f"{network.base_model_prefix}."
     whole = network.base_model is network
-    missing = [
-        key
-        for key in sorted(info["missing_keys"])
-        if (whole or key.startswith(prefix)) and "pooler." not in key
-    ]
-    mismatched = [str(key) for key in sorted(map(str, info["mismatched_keys"]))]
+
+    def in_encoder(keys: Iterable[str]) -> list[str]:
+        return [key for key in sorted(keys) if whole or key.startswith(prefix)]
+
+    missing = [key for key in in_encoder(info["missing_keys"]) if "pooler." not in key]
+    mismatched = in_encoder(name for name, *_ in info["mismatched_keys"])
     raise_problems(
         f"cannot load the encoder {location}",
         [f"weight {key} is missing" for key in missing]
@@ -253,6 +260,29 @@ def classifier_model(location: str, task: Task) -> MultiTaskModel:
         bias = last.bias if last.bias is not None else torch.zeros(last.out_features)
         head.bias.copy_(bias[rows] * scale + shift)
     return model
+
+
+def num_positions(model: MultiTaskModel) -> int | None:
+    """Tokens of the longest row that the encoder's table of positions has room for, if any."""
+    tables = [
+        module
+        for name, module in model.encoder.named_modules()
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding)
+    ]
+    if not tables:  # relative or rotary positions
+        return None
+    # RoBERTa and its kin keep the places up to the padding id free
+    free = tables[0].padding_idx + 1 if tables[0].padding_idx is not None else 0
+    return tables[0].num_embeddings - free
+
+
+def weights_digest(model: nn.Module) -> str:
+    """sha256 of all weights, as hexadecimal text."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        total.update(name.encode())
+        total.update(tensor.detach().contiguous().cpu().numpy().data)
+    return total.hexdigest()
 
 
 def token_inputs(tokenizer: Any, model: MultiTaskModel) -> bool:

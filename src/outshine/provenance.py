@@ -53,6 +53,7 @@ def provenance(plan: Plan, state: State, run_id: str) -> dict[str, Any]:
             for part in plan.mixture.parts
         },
         "teachers": plan.identity["teachers"],
+        "identity": plan.identity,
         "device": device_name(forward.device),
         "precision": forward.precision,
         "num_threads": torch.get_num_threads(),

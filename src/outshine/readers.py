@@ -211,6 +211,11 @@ def _check_columns(found: Iterable[str], wanted: Iterable[str], place: str) -> N
             f"expected one of {', '.join(names)} ({place}:1)"
             for column in wanted
             if column not in names
+        ]
+        + [
+            f"column {column!r} stands {names.count(column)} times, expected once ({place}:1)"
+            for column in dict.fromkeys(wanted)
+            if names.count(column) > 1
         ],
         "name columns that the file has (in a task file: `text`, `label` and `id`)",
     )

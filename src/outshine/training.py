@@ -18,7 +18,6 @@ from outshine.checkpoints import State, restore, save_checkpoint
 from outshine.config import TrainConfig, takes_swapped
 from outshine.console import progress, show
 from outshine.data import encode
-from outshine.depths import parameter_depths
 from outshine.errors import OutshineError
 from outshine.evaluation import load_forward, predict_table, score, table_metrics
 from outshine.files import (
@@ -35,7 +34,7 @@ from outshine.model import save_model
 from outshine.optim import adamw, parameter_groups, set_step
 from outshine.planning import Plan, describe, prepare, settle
 from outshine.provenance import provenance
-from outshine.runs import Run, locked, open_run
+from outshine.runs import Run, check_new, locked, open_run
 from outshine.schedules import gold_weight, lr_factor
 from outshine.seeds import stream
 from outshine.tasks import Task
@@ -43,7 +42,7 @@ from outshine.teachers import Teachers
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C during training, after the checkpoint was written."""
+    """Ctrl-C or SIGTERM during training, after the checkpoint was written."""
 
 
 class DivergedError(OutshineError):
@@ -86,6 +85,7 @@ def train(
     plan = prepare(tasks, cfg, teachers)
     describe(plan)
     with locked(path):
+        check_new(path, force)  # another process may have completed it meanwhile
         return _train_into(Run(path), plan, force)
 
 
@@ -99,8 +99,7 @@ def _train_into(run: Run, plan: Plan, force: bool) -> Run:
     if force:
         run.checkpoint_path.unlink(missing_ok=True)
     cfg, model = plan.cfg, plan.forward.model
-    depths = parameter_depths(model) if cfg.layer_decay != 1.0 else None
-    groups = parameter_groups(model, depths, cfg.layer_decay, cfg.weight_decay)
+    groups = parameter_groups(model, plan.depths, cfg.layer_decay, cfg.weight_decay)
     optimizer = adamw(groups, cfg.adam_eps)
     if cfg.compile:
         model.network.compile(dynamic=True)
@@ -189,7 +188,10 @@ def _title(plan: Plan) -> str:
 
 @contextmanager
 def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Makes the first Ctrl-C a request that the loop asks for; a second one stops at once."""
+    """Makes the first SIGINT or SIGTERM a request that the loop asks for; a second stops at once.
+
+    Schedulers and containers send SIGTERM some seconds before they kill.
+    """
     asked: list[int] = []
 
     def on_signal(number: int, _frame: Any) -> None:
@@ -197,23 +199,31 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
         signal.signal(number, signal.default_int_handler)
 
     try:
-        before = signal.signal(signal.SIGINT, on_signal)
+        before = {
+            number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)
+        }
     except ValueError:  # not in the main thread
         yield lambda: False
         return
     try:
         yield lambda: bool(asked)
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _finish(run: Run, plan: Plan, state: State) -> Run:
     """Evaluates the final weights, saves what `keep` says, and completes the run."""
     cfg, forward = plan.cfg, plan.forward
     run_id = digest(plan.identity)[:12]
-    if forward.precision != "fp32":
-        forward = replace(forward, precision="fp32")
     forward.model.eval()
+    if cfg.keep == "all":
+        with replacing_folder(run.model_dir) as folder:
+            save_model(forward.model, plan.tokenizer, plan.tasks, folder)
+    if cfg.keep == "all" and (cfg.compile or cfg.gradient_checkpointing or cfg.max_tokens):
+        # these compute in another order than the run will when it is loaded
+        forward, _ = load_forward(run, cfg.device, "fp32")
+    forward = replace(forward, precision="fp32")
     metrics: dict[str, dict[str, dict[str, float]]] = {}
     with progress("evaluating", sum(map(len, plan.dev.values()))) as bar:
         for (name, split), table in plan.dev.items():
@@ -228,9 +238,6 @@ def _finish(run: Run, plan: Plan, state: State) -> Run:
                 predictions.save(run.predictions_path(name, split))
     if cfg.keep == "predictions":
         _save_train_logits(run, plan, forward, run_id)
-    if cfg.keep == "all":
-        with replacing_folder(run.model_dir) as folder:
-            save_model(forward.model, plan.tokenizer, plan.tasks, folder)
     write_json(run.path / "metrics.json", metrics)
     write_json(run.path / "run.json", provenance(plan, state, run_id))
     shutil.rmtree(run.path / "checkpoint", ignore_errors=True)
@@ -266,6 +273,8 @@ def _show_metrics(plan: Plan, metrics: dict[str, dict[str, dict[str, float]]]) -
                 rows.append([*cells, str(values["n"])])
     dev = {name: splits["dev"] for name, splits in metrics.items() if "dev" in splits}
     total = score(plan.tasks, dev)
+    if not rows:
+        return
     if len(plan.tasks) > 1 and total is not None:
         rows.append(["score", "dev", "mean", f"{100 * total:.1f}", *([""] if taught else []), ""])
     show("Dev metrics of the final weights, in percent", header, rows)
@@ -281,9 +290,11 @@ def _teacher_metrics(plan: Plan) -> dict[str, dict[str, dict[str, float]]]:
 
 
 def teacher_cache(
-    run: Run | str | Path, split: str = "train", device: str = "auto"
+    run: Run | str | Path, split: str = "train", device: str = "auto", *, dry_run: bool = False
 ) -> dict[str, int]:
     """Writes a run's logits on one split for each of its tasks; returns rows per task.
+
+    With `dry_run` it only counts them.
 
     Raises:
         UserError: If the run is incomplete or kept no weights, or a task lacks the split.
@@ -298,8 +309,10 @@ def teacher_cache(
         rows = np.arange(len(table))
         if split == "train":
             rows = table.selection(settings.max_train_rows, swapped)
+        counts[task.name] = len(rows)
+        if dry_run:
+            continue
         with progress(f"logits of {task.name}", len(rows)) as bar:
             predictions = predict_table(forward, table, run.info()["id"], rows, bar.advance)
         predictions.save(run.predictions_path(task.name, split))
-        counts[task.name] = len(rows)
     return counts
