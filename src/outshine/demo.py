@@ -33,7 +33,7 @@ def demo_tasks() -> list[Task]:
     return [Task.load(SUITE / f"{name}.toml") for name in TASKS]
 
 
-def demo_settings(seed: int) -> dict[str, dict[str, Any]]:
+def demo_settings(seed: int) -> dict[str, Any]:
     """The settings of every stage, as `distill` takes them."""
     common = {"encoder": "builtin", "seed": seed}
     return {"settings": common, "single": _SINGLE, "multi": _MULTI, "student": {}}
