@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -81,7 +83,9 @@ def train(
     tasks, cfg, path = settle(tasks, cfg or TrainConfig(), out, force, overrides)
     if cfg.num_threads:
         torch.set_num_threads(cfg.num_threads)
-    torch.use_deterministic_algorithms(cfg.deterministic)
+    if cfg.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for it
+        torch.use_deterministic_algorithms(True)
     plan = prepare(tasks, cfg, teachers)
     describe(plan)
     with locked(path):
@@ -214,7 +218,7 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
 
 def _finish(run: Run, plan: Plan, state: State) -> Run:
     """Evaluates the final weights, saves what `keep` says, and completes the run."""
-    cfg, forward = plan.cfg, plan.forward
+    cfg, forward, begin = plan.cfg, plan.forward, time.monotonic()
     run_id = digest(plan.identity)[:12]
     forward.model.eval()
     if cfg.keep == "all":
@@ -239,7 +243,7 @@ def _finish(run: Run, plan: Plan, state: State) -> Run:
     if cfg.keep == "predictions":
         _save_train_logits(run, plan, forward, run_id)
     write_json(run.path / "metrics.json", metrics)
-    write_json(run.path / "run.json", provenance(plan, state, run_id))
+    write_json(run.path / "run.json", provenance(plan, state, run_id, time.monotonic() - begin))
     shutil.rmtree(run.path / "checkpoint", ignore_errors=True)
     _show_metrics(plan, metrics)
     return run
