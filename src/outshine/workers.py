@@ -221,7 +221,7 @@ def _constant(run: Run, plan: Plan, reason: str) -> Run:
             },
         )
         write_json(run.path / "metrics.json", metrics)
-        info = provenance(plan, State(), run_id)
+        info = provenance(plan, State(), run_id, 0.0)
         write_json(run.path / "run.json", {**info, DIVERGED: reason})
         shutil.rmtree(run.path / "checkpoint", ignore_errors=True)
     return run
