@@ -21,15 +21,15 @@ MAX_LINES = 400
 LAYERS = (
     "console errors kinds metrics schedules seeds",
     "files hub",
-    "encoders jsonlines tasks",
+    "encoders tasks",
     "config glue_tasks predictions readers runs",
-    "data",
+    "data inputs outputs",
     # Only from here on is torch imported.
     "batches checks devices dropout model optim",
     "depths packing",
     "forward",
-    "evaluation losses",
-    "teachers",
+    "evaluation losses predicting",
+    "bulk calibration teachers",
     "planning",
     "checkpoints",
     "journal provenance",
@@ -38,7 +38,7 @@ LAYERS = (
     "distillation",
     "demo preview",
     "command",
-    "cli_tasks",
+    "cli_predict cli_tasks",
     "cli __init__",
 )
 NUM_TORCH_FREE = 5

@@ -20,9 +20,9 @@ from outshine.console import progress, show
 from outshine.data import encode
 from outshine.depths import parameter_depths
 from outshine.errors import OutshineError
-from outshine.evaluation import load_forward, predict_table, score, table_metrics
+from outshine.evaluation import predict_table, score, table_metrics
 from outshine.files import digest, replacing_folder, world_errors, write_json
-from outshine.forward import Forward
+from outshine.forward import Forward, load_forward
 from outshine.journal import Log
 from outshine.losses import micro_batch_loss
 from outshine.model import save_model
