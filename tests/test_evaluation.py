@@ -2,43 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pytest
 
 import outshine
-from conftest import write_duplicate, write_tickets, write_urgency
 from outshine.data import encode
 from outshine.errors import UserError
 from outshine.evaluation import evaluate, score, table_logits
 from outshine.planning import prepare
-from outshine.predicting import Predictor, load
+from outshine.predicting import Predictor
+from outshine.runs import Run
 from outshine.tasks import Task
 
 
-@pytest.fixture(scope="module")
-def run(make_encoder: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A run on tickets, urgency and duplicate whose answers differ from row to row."""
-    folder = tmp_path_factory.mktemp("run")
-    makers = (write_tickets, write_urgency, write_duplicate)
-    tasks = [outshine.Task.load(make(folder / "tasks")) for make in makers]
-    encoder = str(make_encoder("bert", initializer_range=0.2))
-    cfg = outshine.TrainConfig(encoder=encoder, max_steps=3, batch_size=8, device="cpu")
-    return outshine.train(tasks, cfg, out=folder / "run")
-
-
-@pytest.fixture(scope="module")
-def model(run: Any) -> Predictor:
-    return load(run, device="cpu")
-
-
 def test_some_rows_of_a_table_have_the_logits_that_they_have_among_all(
-    run: Any, model: Predictor
+    varied: Run, model: Predictor
 ) -> None:
-    table = encode(run.tasks()[2], "dev", model.tokenizer, model.max_length)
+    table = encode(varied.tasks()[2], "dev", model.tokenizer, model.max_length)
     rows = np.array([7, 0, 23, 7])
     told: list[int] = []
     some = table_logits(model.forward, table, rows, told.append)
@@ -65,31 +45,31 @@ def test_score_is_the_mean_of_the_primary_metrics_and_leaves_wnli_out() -> None:
     assert score([task("wnli")], {"wnli": metrics["wnli"]}) is None
 
 
-def test_evaluate_equals_what_training_wrote_and_adds_other_splits(run: Any) -> None:
-    written = run.metrics()
-    found = evaluate(run, device="cpu")
+def test_evaluate_equals_what_training_wrote_and_adds_other_splits(varied: Run) -> None:
+    written = varied.metrics()
+    found = evaluate(varied, device="cpu")
     assert found["tasks"] == {name: splits["dev"] for name, splits in written.items()}
-    primaries = [found["tasks"][t.name][t.primary_metric] for t in run.tasks()]
+    primaries = [found["tasks"][t.name][t.primary_metric] for t in varied.tasks()]
     assert found["score"] == pytest.approx(np.mean(primaries))
-    on_train = evaluate(run, "train", device="cpu")
+    on_train = evaluate(varied, "train", device="cpu")
     assert on_train["tasks"]["tickets"]["n"] == 48
-    assert run.metrics()["tickets"].keys() == {"dev", "train"}
-    assert run.metrics()["tickets"]["dev"] == written["tickets"]["dev"]
+    assert varied.metrics()["tickets"].keys() == {"dev", "train"}
+    assert varied.metrics()["tickets"]["dev"] == written["tickets"]["dev"]
 
 
-def test_a_split_without_labels_is_refused(run: Any) -> None:
+def test_a_split_without_labels_is_refused(varied: Run) -> None:
     for split in ("test", "deev"):
         with pytest.raises(UserError) as caught:
-            evaluate(run, split)
+            evaluate(varied, split)
         assert str(caught.value) == (
             f"cannot evaluate on split {split!r}: no task has labels there, expected one of dev, "
             "train\nhint: `outshine predict` answers rows without labels"
         )
 
 
-def test_evaluation_leaves_the_model_in_the_mode_it_was_in(run: Any) -> None:
-    cfg = outshine.TrainConfig(**run.config()["settings"])
-    plan = prepare(run.tasks()[:1], cfg, None)
+def test_evaluation_leaves_the_model_in_the_mode_it_was_in(varied: Run) -> None:
+    cfg = outshine.TrainConfig(**varied.config()["settings"])
+    plan = prepare(varied.tasks()[:1], cfg, None)
     for training in (True, False):
         plan.forward.model.train(training)
         table_logits(plan.forward, plan.dev["tickets", "dev"])

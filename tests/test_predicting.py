@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 import outshine
-from conftest import write_duplicate, write_tickets, write_urgency
+from conftest import write_tickets
 from outshine import predicting
 from outshine.data import encode
 from outshine.errors import UserError
@@ -20,25 +21,10 @@ from outshine.kinds import softmax
 from outshine.predicting import Predictor, load, row_texts
 from outshine.predictions import Predictions
 from outshine.readers import read_rows
+from outshine.runs import Run
 from outshine.tasks import Task
 
 ROW = {"body": "refund my invoice", "left": "a crash", "right": "the login"}
-
-
-@pytest.fixture(scope="module")
-def run(make_encoder: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A run on tickets, urgency and duplicate whose answers differ from row to row."""
-    folder = tmp_path_factory.mktemp("run")
-    makers = (write_tickets, write_urgency, write_duplicate)
-    tasks = [outshine.Task.load(make(folder / "tasks")) for make in makers]
-    encoder = str(make_encoder("bert", initializer_range=0.2))
-    cfg = outshine.TrainConfig(encoder=encoder, max_steps=3, batch_size=8, device="cpu")
-    return outshine.train(tasks, cfg, out=folder / "run")
-
-
-@pytest.fixture(scope="module")
-def model(run: Any) -> Predictor:
-    return load(run, device="cpu")
 
 
 def test_all_heads_in_one_pass_equal_each_head_alone(model: Predictor) -> None:
@@ -75,15 +61,15 @@ def test_tasks_with_the_same_texts_share_one_encoding(
     assert sum(lengths) == 3  # two bodies and one pair; tickets and urgency read the same
 
 
-def test_answers_equal_the_logits_of_the_table(run: Any, model: Predictor) -> None:
-    for task in run.tasks():
+def test_answers_equal_the_logits_of_the_table(varied: Run, model: Predictor) -> None:
+    for task in varied.tasks():
         table = encode(task, "dev", model.tokenizer, model.max_length)
-        saved = Predictions.load(run.predictions_path(task.name, "dev"))
+        saved = Predictions.load(varied.predictions_path(task.name, "dev"))
         np.testing.assert_allclose(table_logits(model.forward, table), saved.logits, atol=1e-5)
-    task = run.tasks()[0]
+    task = varied.tasks()[0]
     texts = [row.texts[0] for row in read_rows(task, "dev")]
     answers = model.predict(texts, tasks=["tickets"])
-    saved = Predictions.load(run.predictions_path("tickets", "dev"))
+    saved = Predictions.load(varied.predictions_path("tickets", "dev"))
     probs = [list(answer["tickets"]["probs"].values()) for answer in answers]
     np.testing.assert_allclose(probs, softmax(saved.logits), atol=1e-5)
     labels = [task.labels[i] for i in saved.logits.argmax(axis=1)]
@@ -150,6 +136,115 @@ def test_answers_have_no_randomness(
     loaded = load(outshine.train([task], cfg, out=tmp_path / "run", dropout=0.5), device="cpu")
     assert loaded.predict(["refund my invoice"]) == loaded.predict(["refund my invoice"])
 
+
+# --- Python's own rows ------------------------------------------------------------------------
+
+
+def test_numpy_arrays_and_lists_are_rows(model: Predictor) -> None:
+    texts, pairs = ["refund", "my login"], [("a crash", "the login"), ("thanks", "a crash")]
+    by_text, by_pair = model.predict(texts), model.predict(pairs)
+    for rows in (np.array(texts), np.array(texts, object), tuple(texts), iter(texts)):
+        assert model.predict(rows) == by_text
+    for rows in (np.array(pairs), np.array(pairs, object), [list(pair) for pair in pairs]):
+        assert model.predict(rows) == by_pair
+
+
+def test_predict_proba_has_the_labels_in_their_order(
+    model: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predicting, "ROWS_PER_CHUNK", 2)
+    texts = ["refund my invoice", "thanks", "crash now", "my login", "a"]
+    found = model.predict_proba(np.array(texts), "tickets")
+    assert found.shape == (5, 3) and found.dtype == np.float64
+    np.testing.assert_allclose(found.sum(axis=1), 1.0)
+    answers = model.predict(texts, tasks=["tickets"])
+    (task,) = model.choose(["tickets"])
+    for row, answer in zip(found, answers, strict=True):
+        assert dict(zip(task.labels, row.tolist(), strict=True)) == answer["tickets"]["probs"]
+    assert model.predict_proba([], "tickets").shape == (0, 3)
+
+
+def test_a_cut_text_is_flagged_and_only_that(model: Predictor) -> None:
+    long = "now " * 200
+    found = model.predict(["refund", long, {"id": 1, "text_a": "a", "text_b": long}])
+    assert "truncated" not in found[0]
+    assert found[1]["truncated"] is True and list(found[1])[-1] == "truncated"
+    assert found[2]["truncated"] is True and found[2]["id"] == 1
+    # exactly as long as the encoder takes: nothing is lost
+    words = " ".join(["now"] * (model.max_length - 2))
+    assert "truncated" not in model.predict([words])[0]
+    assert "truncated" in model.predict([f"{words} now"])[0]
+
+
+def test_a_temperature_changes_probabilities_and_no_label(model: Predictor) -> None:
+    texts = ["refund my invoice", "thanks", "crash now"]
+    warm = replace(model, temperatures={"tickets": 2.0})
+    logits = np.stack(
+        [row["tickets"] for row in warm.logits([{"tickets": (text,)} for text in texts])]
+    )
+    np.testing.assert_allclose(warm.predict_proba(texts, "tickets"), softmax(logits, 2.0))
+    np.testing.assert_allclose(model.predict_proba(texts, "tickets"), softmax(logits))
+    for before, after in zip(model.predict(texts), warm.predict(texts), strict=True):
+        assert before["tickets"]["label"] == after["tickets"]["label"]
+        assert before["tickets"]["probs"] != after["tickets"]["probs"]
+        assert before["urgency"] == after["urgency"]
+
+
+class Frame:
+    columns = ("body",)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda model: model.predict("refund"),
+            "cannot predict: one str, expected a list of rows\n"
+            "hint: put it into a list: model.predict([...])",
+        ),
+        (
+            lambda model: model.predict({"body": "refund"}),
+            "cannot predict: one dict, expected a list of rows\n"
+            "hint: put it into a list: model.predict([...])",
+        ),
+        (
+            lambda model: model.predict(Frame()),
+            "cannot predict: a Frame, expected texts, pairs or mappings\n"
+            'hint: give its rows: frame.to_dict("records"), or one column as a list',
+        ),
+        (
+            lambda model: model.predict_proba(["refund"], "urgency"),
+            "cannot give probabilities of task 'urgency': it has no classes, expected one of "
+            "tickets, duplicate\nhint: `predict` gives its values",
+        ),
+        (
+            lambda model: model.predict_proba(["refund"], "urgencyy"),
+            "unknown task 'urgencyy' (did you mean 'urgency'?), expected some of tickets, "
+            "urgency, duplicate\nhint: these are the tasks that the model was trained on",
+        ),
+        (
+            lambda model: model.predict(np.array([1.5])),
+            "cannot answer row 1: float64, expected a text, a pair of texts or an object\n"
+            'hint: for example {"text": "..."}',
+        ),
+    ],
+    ids=["a text", "a row", "a frame", "no classes", "unknown task", "numbers"],
+)
+def test_what_is_no_list_of_rows_or_no_task_with_classes_is_refused(
+    call: Callable[[Predictor], Any], message: str, model: Predictor
+) -> None:
+    with pytest.raises(UserError) as caught:
+        call(model)
+    assert str(caught.value) == message
+
+
+def test_a_long_cell_is_not_shown_whole(model: Predictor) -> None:
+    with pytest.raises(UserError) as caught:
+        model.predict([{"text": [1] * 1000}])
+    assert len(str(caught.value)) < 250
+
+
+# --- refusals ---------------------------------------------------------------------------------
 
 ERRORS: list[tuple[Any, Any, str]] = [
     (

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from outshine import predicting
+from outshine import outputs, predicting
 from outshine.console import progress
 from outshine.errors import MAX_PROBLEMS_SHOWN, UserError
 from outshine.inputs import Input, NumberedRow, fingerprint, open_input
-from outshine.outputs import ROWS_PER_PART, Counts, format_of, open_output, table_row
+from outshine.outputs import Counts, format_of, open_output, table_row
 from outshine.predicting import Predictor, Texts, row_texts, text_columns
 from outshine.tasks import Task, kind_of
 
@@ -69,7 +69,7 @@ def predict_file(
             "precision": predictor.forward.precision,
             "device": predictor.forward.device.type,
             "temperatures": dict(predictor.temperatures),
-            "rows": [predicting.ROWS_PER_CHUNK, ROWS_PER_PART],
+            "rows": [predicting.ROWS_PER_CHUNK, outputs.ROWS_PER_PART],
         }
         with open_output(output, format, table_columns(chosen), identity) as sink:
             counts = sink.counts

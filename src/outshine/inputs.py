@@ -233,14 +233,18 @@ def _table(lines: _Lines, separator: str) -> Opened:
     def read() -> dict[str, Any]:
         row = cells()
         if len(row) != len(header):
-            found = {0: "an empty line", 1: "1 cell"}.get(len(row), f"{len(row)} cells")
+            found = _cells(len(row)) if row else "an empty line"
             raise lines.error(
-                f"{found}, expected {len(header)} cells",
+                f"{found}, expected {_cells(len(header))}",
                 f"mend the row: quote cells that hold {separator!r} or a line break",
             )
         return dict(zip(header, row, strict=True))
 
     return tuple(header), read
+
+
+def _cells(count: int) -> str:
+    return "1 cell" if count == 1 else f"{count} cells"
 
 
 def _check_header(header: Iterable[str], place: str) -> None:
