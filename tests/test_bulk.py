@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ import pyarrow.parquet
 import pytest
 
 from conftest import write_csv
-from outshine import bulk, inputs, outputs, predicting
+from outshine import bulk, console, inputs, outputs, predicting
 from outshine.bulk import predict_file
 from outshine.errors import UserError
 from outshine.predicting import Predictor
@@ -605,3 +606,35 @@ def test_memory_holds_one_chunk(
     monkeypatch.setattr(bulk, "open_input", open_input)
     predict_file(model, source, tmp_path / "out.jsonl")
     assert ahead == [4, 8, 12, 16, 20, 24]
+
+
+# --- progress ---------------------------------------------------------------------------------
+
+
+def test_progress_goes_by_bytes_or_rows_and_knows_no_eta_for_a_pipe(
+    model: Predictor,
+    rows: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    monkeypatch.setattr(console, "PLAIN_LINE_EVERY_S", 0.0)
+
+    def shares(source: Path | None) -> list[str]:
+        predict_file(model, source, tmp_path / "out.jsonl")
+        lines = capsys.readouterr().err.splitlines()
+        return [re.sub(r", [\d,]+ rows/s$", "", line) for line in lines]
+
+    size = rows.stat().st_size
+    done = [sum(map(len, rows.read_bytes().splitlines(True)[:n])) for n in (4, 8, 12, 16, 20, 23)]
+    found = shares(rows)
+    assert [line.split(",")[0] for line in found] == [f"predicting: {n / size:.0%}" for n in done]
+    assert found[-1] == "predicting: 100%, 0:00 left, 23 rows"
+    table = write_rows(tmp_path / "in.parquet", {"body": TEXTS})
+    assert shares(table)[0].startswith("predicting: 17%, 0:0")
+    read, write = os.pipe()
+    os.write(write, b'{"body": "x"}\n' * 5)
+    os.close(write)
+    with os.fdopen(read) as pipe:
+        monkeypatch.setattr(inputs.sys, "stdin", pipe)
+        assert shares(None) == ["predicting, 4 rows", "predicting, 5 rows"]

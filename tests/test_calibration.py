@@ -95,6 +95,17 @@ def test_each_half_is_judged_by_the_temperature_of_the_other(
     assert found["calibration_error"]["after"] == pytest.approx(wanted)
 
 
+def test_a_temperature_that_helps_no_other_rows_is_not_kept(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(calibration, "fit_temperature", lambda *_: 0.01)
+    found = calibrate(run)["tasks"]["tickets"]
+    assert found["loss"]["after"] > found["loss"]["before"]
+    assert found["temperature"] == 1.0
+    note = "note: no temperature helps tickets on rows that it was not fitted on"
+    assert note in capsys.readouterr().err.splitlines()
+
+
 def test_load_uses_the_temperatures_when_asked(run: Run) -> None:
     with pytest.raises(UserError) as caught:
         load(run, device="cpu", calibrated=True)

@@ -13,6 +13,7 @@ import numpy as np
 
 from outshine import outputs, predicting
 from outshine.console import progress
+from outshine.devices import trim_memory
 from outshine.errors import MAX_PROBLEMS_SHOWN, UserError
 from outshine.inputs import Input, NumberedRow, fingerprint, open_input
 from outshine.outputs import Counts, format_of, open_output, table_row
@@ -86,6 +87,7 @@ def predict_file(
                         counts.truncated += "truncated" in answer
                     counts.rows += len(chunk)
                     sink.write([row.given | x for row, x in zip(good, answers, strict=True)])
+                    trim_memory()
                     speed = (counts.rows - num_before) / (time.monotonic() - start)
                     bar.note(f"{counts.rows:,} rows, {speed:,.0f} rows/s")
                     bar.advance(opened.position() - position)

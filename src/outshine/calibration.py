@@ -36,7 +36,8 @@ def calibrate(run: Run | str | Path, *, device: str = "auto") -> dict[str, Any]:
     Returns:
         {"run", "bins", "tasks": {name: {"temperature", "halves": [of each half of dev], "n",
         "calibration_error" and "loss" (nats): {"before", "after"}}}}. `after` judges each half
-        by the temperature of the other; `temperature` is that of all dev rows.
+        by the temperature of the other; `temperature` is that of all dev rows, or 1 where `loss`
+        does not fall.
 
     Raises:
         UserError: If no task has classes and two dev rows.
@@ -54,6 +55,8 @@ def calibrate(run: Run | str | Path, *, device: str = "auto") -> dict[str, Any]:
             say(f"note: {task.name} has 1 dev row, which cannot be halved, and is left as it is")
             continue
         found[task.name] = _judge(kind, logits, gold)
+        if found[task.name]["temperature"] == 1.0:
+            say(f"note: no temperature helps {task.name} on rows that it was not fitted on")
     if not found:
         raise UserError(
             f"cannot calibrate the run {run.path}: no task has classes and dev rows, expected one",
@@ -85,12 +88,14 @@ def _judge(kind: Kind, logits: np.ndarray, gold: np.ndarray) -> dict[str, Any]:
         swapped[half] = temperature
     assert kind.probs is not None
     probs = {"before": kind.probs(logits), "after": kind.probs(logits / swapped)}
+    loss = {when: _loss(p, gold) for when, p in probs.items()}
+    helps = loss["after"] < loss["before"]
     return {
-        "temperature": fit_temperature(kind, logits, gold),
+        "temperature": fit_temperature(kind, logits, gold) if helps else 1.0,
         "halves": temperatures,
         "n": len(gold),
         "calibration_error": {when: calibration_error(p, gold) for when, p in probs.items()},
-        "loss": {when: _loss(p, gold) for when, p in probs.items()},
+        "loss": loss,
     }
 
 

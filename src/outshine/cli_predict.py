@@ -112,7 +112,7 @@ def calibrate(run: RunDir, device: Device = "auto", as_json: Json = False) -> No
     """Fit a temperature per task on dev, for `predict --calibrated`.
 
     The errors are of dev rows that had no part in the temperature: each half is judged by that of
-    the other. What is kept is fitted on both.
+    the other. What is kept is fitted on both, and is 1 where that does not help.
     """
     from outshine import calibration
 

@@ -174,13 +174,19 @@ class Predictor:
                 dict.fromkeys(texts for row in wanted for texts in row.values())
             )
         }
-        heads_of: list[set[str]] = [set() for _ in distinct]
+        asked = {
+            name: np.zeros(len(distinct), bool) for name in {name for row in wanted for name in row}
+        }
         for row in wanted:
             for name, texts in row.items():
-                heads_of[distinct[texts]].add(name)
+                asked[name][distinct[texts]] = True
         encoded = list(tokenize(self.tokenizer, list(distinct), self.max_length))
         lengths = np.array([len(ids) for ids, _, _ in encoded], np.int64)
-        logits: list[dict[str, np.ndarray]] = [{} for _ in distinct]
+        # made before the passes: what they left behind would lie between their large blocks
+        logits = {
+            name: np.empty((len(distinct), self.forward.model.head(name).out_features), np.float32)
+            for name in asked
+        }
         for members in self.forward.divide(lengths):
             chosen = [encoded[i] for i in members]
             pooled = self.forward.pooled(
@@ -190,14 +196,13 @@ class Predictor:
                     lengths[members],
                 )
             )
-            for name in sorted(set().union(*(heads_of[i] for i in members))):
-                rows = [place for place, i in enumerate(members) if name in heads_of[i]]
-                values = self.forward.model.head(name)(pooled[rows]).cpu().numpy()
-                for place, value in zip(rows, values, strict=True):
-                    logits[members[place]][name] = value
+            for name, who in asked.items():
+                places = np.flatnonzero(who[members])
+                values = self.forward.model.head(name)(pooled[torch.from_numpy(places)])
+                logits[name][members[places]] = values.cpu().numpy()
         return (
             [
-                {name: logits[distinct[texts]][name] for name, texts in row.items()}
+                {name: logits[name][distinct[texts]] for name, texts in row.items()}
                 for row in wanted
             ],
             [any(encoded[distinct[texts]][2] for texts in row.values()) for row in wanted],
