@@ -18,7 +18,7 @@ import pyarrow.parquet
 import pytest
 
 from conftest import write_csv
-from outshine import bulk, console, inputs, outputs, predicting
+from outshine import bulk, console, devices, inputs, outputs, predicting
 from outshine.bulk import predict_file
 from outshine.errors import UserError
 from outshine.predicting import Predictor
@@ -506,6 +506,18 @@ def test_a_part_that_lost_its_end_is_not_continued(
     )
 
 
+def test_a_kill_right_after_the_end_leaves_nothing_in_the_way(
+    model: Predictor, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out.jsonl"
+    killed(lambda: predict_file(model, rows, output), monkeypatch, Path, "unlink", 2)
+    wanted = whole(output)
+    assert Path(f"{output}.part.json").exists()
+    predict_file(model, rows, output)
+    assert whole(output) == wanted
+    assert sorted(tmp_path.iterdir()) == [output, rows]
+
+
 def test_a_complete_folder_is_not_overwritten_and_a_complete_file_is(
     model: Predictor, rows: Path, tmp_path: Path
 ) -> None:
@@ -638,3 +650,15 @@ def test_progress_goes_by_bytes_or_rows_and_knows_no_eta_for_a_pipe(
     with os.fdopen(read) as pipe:
         monkeypatch.setattr(inputs.sys, "stdin", pipe)
         assert shares(None) == ["predicting, 4 rows", "predicting, 5 rows"]
+
+
+def test_a_c_library_that_cannot_trim_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    class Other:
+        def __init__(self, name: None) -> None:
+            asked.append(name)
+
+    monkeypatch.setattr(devices.ctypes, "CDLL", Other)
+    devices.trim_memory()
+    assert asked == [None]

@@ -217,6 +217,8 @@ def _part_file(path: Path, encode: _Encoder, identity: Mapping[str, Any]) -> Ite
     state = path.with_name(f"{path.name}.part.json")
     with world_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        if not part.exists():  # killed when the file had its name already
+            state.unlink(missing_ok=True)
         with part.open("a+b") as file, _locked(file.fileno(), path):
             output = _PartFile(file, state, encode, identity)
             _say_resumed(path, output.counts)
