@@ -21,9 +21,9 @@ MAX_LINES = 400
 LAYERS = (
     "console errors kinds metrics schedules seeds stats",
     "analysis files hub margin report_tables",
-    "encoders jsonlines report_figures tasks",
+    "encoders report_figures tasks",
     "config glue_tasks predictions readers report_html runs",
-    "data degenerate report study_file",
+    "data degenerate inputs outputs report study_file",
     "graph results",
     "study",
     "findings plan",
@@ -31,8 +31,8 @@ LAYERS = (
     "batches checks devices dropout embedding model optim",
     "depths packing",
     "forward",
-    "evaluation losses",
-    "teachers",
+    "evaluation losses predicting",
+    "bulk calibration teachers",
     "planning",
     "checkpoints",
     "journal provenance",
@@ -41,7 +41,7 @@ LAYERS = (
     "distillation launch",
     "demo preview",
     "command",
-    "cli_study cli_tasks",
+    "cli_predict cli_study cli_tasks",
     "cli __init__",
 )
 NUM_TORCH_FREE = 8

@@ -26,10 +26,10 @@ from conftest import write_duplicate, write_tickets, write_urgency
 from outshine import batches, training
 from outshine.config import TrainConfig, resolve
 from outshine.errors import UserError
-from outshine.evaluation import load
 from outshine.kinds import softmax
 from outshine.losses import micro_batch_loss
 from outshine.planning import Plan, describe, prepare
+from outshine.predicting import load
 from outshine.predictions import Predictions
 from outshine.runs import Run
 from outshine.tasks import Task

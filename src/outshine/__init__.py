@@ -14,19 +14,19 @@ if TYPE_CHECKING:
     from outshine.errors import OutshineError as OutshineError
     from outshine.errors import UserError as UserError
     from outshine.errors import WorldError as WorldError
-    from outshine.evaluation import Predictor as Predictor
     from outshine.evaluation import evaluate as evaluate
-    from outshine.evaluation import load as load
     from outshine.findings import compare as compare
     from outshine.glue_tasks import glue as glue
     from outshine.launch import run_study as run_study
+    from outshine.predicting import Predictor as Predictor
+    from outshine.predicting import load as load
     from outshine.runs import Run as Run
     from outshine.tasks import Task as Task
     from outshine.training import train as train
 
 _HOME = {
     "OutshineError": "errors",
-    "Predictor": "evaluation",
+    "Predictor": "predicting",
     "Run": "runs",
     "Task": "tasks",
     "TrainConfig": "config",
@@ -36,7 +36,7 @@ _HOME = {
     "distill": "distillation",
     "evaluate": "evaluation",
     "glue": "glue_tasks",
-    "load": "evaluation",
+    "load": "predicting",
     "run_study": "launch",
     "train": "training",
 }

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from outshine import cli_study, cli_tasks
+from outshine import cli_predict, cli_study, cli_tasks
 from outshine.command import (
     Device,
     DryRun,
@@ -260,44 +260,8 @@ def logits(
         print_json({name: {"rows": counts[name], "path": paths[name]} for name in counts})
 
 
-@command(app, "predict")
-def predict(
-    run: RunDir,
-    task: Annotated[
-        list[str] | None, typer.Option(help="Answer with this task only. Repeatable.")
-    ] = None,
-    source: Annotated[
-        Path | None,
-        typer.Option("--input", metavar="FILE", help="JSONL, or one text per line.  [stdin]"),
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="JSONL; written whole.  [stdout]")
-    ] = None,
-    precision: Format = Precision.fp32,
-    device: Device = "auto",
-) -> None:
-    """Answer rows of text with a run.
-
-    All tasks answer from one encoder pass.
-
-    A row has the tasks' text columns by name, or `text`, or `text_a` and `text_b`.
-    """
-    from collections import Counter
-
-    from outshine import evaluation, jsonlines
-    from outshine.console import say
-
-    predictor = evaluation.load(run, precision=precision.value, device=device)
-    rows = jsonlines.read_lines(source)
-    unanswered: Counter[str] = Counter()
-    num_rows = 0
-    with jsonlines.line_writer(output) as file:
-        for answer, left_out in predictor.stream(rows, task or None):
-            jsonlines.write_line(file, answer)
-            unanswered.update(left_out)
-            num_rows += 1
-    for name, count in sorted(unanswered.items()):
-        say(f"note: {name} did not answer {count:,} of {num_rows:,} rows, which lack its columns")
+command(app, "predict")(cli_predict.predict)
+command(app, "calibrate")(cli_predict.calibrate)
 
 
 @command(app, "doctor")

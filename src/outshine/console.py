@@ -96,6 +96,9 @@ class _Plain:
         now = time.monotonic()
         if now - self.last >= PLAIN_LINE_EVERY_S:
             self.last = now
+            if not self.total:
+                say(f"{self.what}{self.text}")
+                return
             left = (now - self.start) * (self.total - self.done) / max(1, self.done - self.first)
             share = self.done / max(1, self.total)
             say(f"{self.what}: {share:.0%}, {clock(left)} left{self.text}")
@@ -121,7 +124,7 @@ class _Watched:
 class _Rich:
     def __init__(self, bars: Progress, what: str, total: int, done: int) -> None:
         self.bars = bars
-        self.task = bars.add_task(what, total=total, completed=done, note="")
+        self.task = bars.add_task(what, total=total or None, completed=done, note="")
 
     def advance(self, count: int) -> None:
         self.bars.advance(self.task, count)
@@ -136,7 +139,7 @@ def progress(what: str, total: int, done: int = 0) -> Iterator[Bar]:
 
     Args:
         what: What is being done.
-        total: Units of work.
+        total: Units of work; 0 where nobody knows, and then there is no ETA.
         done: Units done before, when work is resumed.
     """
     if _state["watcher"] is not None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from outshine.console import say
 from outshine.distillation import STUDENT, Distillation, distill
-from outshine.evaluation import load
+from outshine.predicting import load
 from outshine.tasks import Task
 
 SUITE = Path(__file__).parent / "demo_suite"

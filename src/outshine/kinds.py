@@ -39,6 +39,7 @@ class Kind:
         decode: (Task, logits (N, C)) -> (N,) what the metrics take as predictions.
         gold_values: (Task, gold (N,) float32) -> (N,) what the metrics take as gold.
         answer: (Task, logits (C,)) -> the task's part of a line of `outshine predict`.
+        probs: logits (N, C) -> (N, C) float64 probabilities of the classes; None without classes.
         table_columns: Task -> the columns of a teacher's table of probabilities.
         table_problem: (row of that table (C,)) -> what is wrong with it, or an empty string.
         logits_of_table: (Task, table (N, C) float64) -> logits (N, C) float32 that give it back.
@@ -61,6 +62,7 @@ class Kind:
     decode: Callable[[Task, np.ndarray], np.ndarray]
     gold_values: Callable[[Task, np.ndarray], np.ndarray]
     answer: Callable[[Task, np.ndarray], dict[str, Any]]
+    probs: Callable[[np.ndarray], np.ndarray] | None
     table_columns: Callable[[Task], list[str]]
     table_problem: Callable[[np.ndarray], str]
     logits_of_table: Callable[[Task, np.ndarray], np.ndarray]
@@ -159,6 +161,7 @@ CLASSIFICATION = Kind(
     decode=lambda task, logits: logits.argmax(axis=-1),
     gold_values=lambda task, gold: gold.astype(np.int64),
     answer=_class_answer,
+    probs=softmax,
     table_columns=lambda task: list(task.labels),
     table_problem=_probability_problem,
     logits_of_table=lambda task, table: _log(table),
@@ -236,6 +239,7 @@ REGRESSION = Kind(
     decode=_unscale,
     gold_values=lambda task, gold: gold.astype(np.float64),
     answer=lambda task, logits: {"value": float(_unscale(task, logits))},
+    probs=None,
     table_columns=lambda task: ["value"],
     table_problem=lambda row: "",
     logits_of_table=lambda task, table: _scale(task, table[:, 0]),

@@ -43,6 +43,11 @@ class Run:
         """One JSON line per logged step."""
         return self.path / "log.jsonl"
 
+    @property
+    def calibration_path(self) -> Path:
+        """One temperature per task with classes; exists once the run is calibrated."""
+        return self.path / "calibration.json"
+
     def predictions_path(self, task: str, split: str) -> Path:
         """The file with one task's logits on one split."""
         return self.path / "predictions" / f"{task}-{split}.safetensors"

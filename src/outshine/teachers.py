@@ -16,9 +16,9 @@ from outshine.console import progress, say
 from outshine.data import TokenTable, encode
 from outshine.encoders import load_tokenizer, locate
 from outshine.errors import UserError, raise_problems
-from outshine.evaluation import load_forward, predict_table
+from outshine.evaluation import predict_table
 from outshine.files import cache_dir, digest
-from outshine.forward import Forward, make_forward
+from outshine.forward import Forward, load_forward, make_forward
 from outshine.kinds import to_number
 from outshine.model import classifier_model, num_positions, weights_digest
 from outshine.predictions import Predictions

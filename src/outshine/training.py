@@ -21,7 +21,7 @@ from outshine.config import TrainConfig, takes_swapped
 from outshine.console import progress, show
 from outshine.data import encode
 from outshine.errors import OutshineError
-from outshine.evaluation import load_forward, predict_table, score, table_metrics
+from outshine.evaluation import predict_table, score, table_metrics
 from outshine.files import (
     digest,
     remove_temporaries,
@@ -29,7 +29,7 @@ from outshine.files import (
     world_errors,
     write_json,
 )
-from outshine.forward import Forward
+from outshine.forward import Forward, load_forward
 from outshine.journal import Log
 from outshine.losses import micro_batch_loss
 from outshine.model import save_model
