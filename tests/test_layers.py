@@ -25,12 +25,12 @@ LAYERS = (
     "config glue_tasks predictions readers runs",
     "data",
     # Only from here on is torch imported.
-    "batches checks devices dropout model optim",
+    "batches checks devices dropout model model_card optim",
     "depths packing",
     "forward",
     "evaluation losses",
-    "teachers",
-    "planning",
+    "teachers verification",
+    "exporting planning",
     "checkpoints",
     "journal provenance",
     "training",
@@ -38,7 +38,7 @@ LAYERS = (
     "distillation",
     "demo preview",
     "command",
-    "cli_tasks",
+    "cli_tasks cli_use",
     "cli __init__",
 )
 NUM_TORCH_FREE = 5

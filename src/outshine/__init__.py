@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from outshine.evaluation import Predictor as Predictor
     from outshine.evaluation import evaluate as evaluate
     from outshine.evaluation import load as load
+    from outshine.exporting import export as export
     from outshine.glue_tasks import glue as glue
     from outshine.runs import Run as Run
     from outshine.tasks import Task as Task
@@ -32,6 +33,7 @@ _HOME = {
     "WorldError": "errors",
     "distill": "distillation",
     "evaluate": "evaluation",
+    "export": "exporting",
     "glue": "glue_tasks",
     "load": "evaluation",
     "train": "training",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from outshine import cli_tasks
+from outshine import cli_tasks, cli_use
 from outshine.command import (
     Device,
     DryRun,
@@ -284,6 +284,9 @@ def predict(
             num_rows += 1
     for name, count in sorted(unanswered.items()):
         say(f"note: {name} did not answer {count:,} of {num_rows:,} rows, which lack its columns")
+
+
+command(app, "export")(cli_use.export)
 
 
 @command(app, "doctor")

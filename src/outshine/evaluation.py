@@ -234,9 +234,25 @@ class Predictor:
                 yield given | answer, frozenset(t.name for t in chosen) - texts.keys()
             first += len(batch)
 
-    @torch.no_grad()
     def _answer(self, wanted: Sequence[Mapping[str, Texts]]) -> list[dict[str, Any]]:
-        """Runs each distinct text (or pair) through the encoder once, and its tasks' heads."""
+        return [
+            {
+                name: kind_of(self._by_name[name]).answer(self._by_name[name], values)
+                for name, values in row.items()
+            }
+            for row in self.logits(wanted)
+        ]
+
+    @torch.no_grad()
+    def logits(self, wanted: Sequence[Mapping[str, Texts]]) -> list[dict[str, np.ndarray]]:
+        """Runs each distinct text (or pair) through the encoder once, and its tasks' heads.
+
+        Args:
+            wanted: Per row, task -> the text or texts that it reads.
+
+        Returns:
+            Per row, task -> (C,) float32 logits.
+        """
         distinct = {
             texts: i
             for i, texts in enumerate(
@@ -265,13 +281,7 @@ class Predictor:
                 for place, value in zip(rows, values, strict=True):
                     logits[members[place]][name] = value
         return [
-            {
-                name: kind_of(self._by_name[name]).answer(
-                    self._by_name[name], logits[distinct[texts]][name]
-                )
-                for name, texts in row.items()
-            }
-            for row in wanted
+            {name: logits[distinct[texts]][name] for name, texts in row.items()} for row in wanted
         ]
 
 
