@@ -7,9 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,45 +17,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 import outshine
-from conftest import write_duplicate, write_tickets, write_urgency
-from families import FAMILIES
+from families import FAMILIES, ROWS
 from outshine import exporting
 from outshine.errors import OutshineError, UserError, WorldError
 from outshine.files import read_json, write_json
-from outshine.tasks import Task
 from outshine.verification import run_outputs
 from test_cli import outshine as command
-
-ROWS = {
-    "tickets": [("refund my invoice",), ("the login",), ("a very " * 100,)],
-    "urgency": [("help now now",), ("office",), ("a very " * 100,)],
-    "duplicate": [("the login", "a crash"), ("thanks", "payment"), ("the " * 90, "a " * 90)],
-}
-
-
-@pytest.fixture(scope="session")
-def run_of(
-    tmp_path_factory: pytest.TempPathFactory, checkpoint: Callable[[str], Path]
-) -> Callable[..., Path]:
-    """Folder of a finished run on tickets, urgency and duplicate with an encoder of a family."""
-
-    @cache
-    def make(family: str, **settings: Any) -> Path:
-        folder = tmp_path_factory.mktemp(f"run-{family}")
-        makers = (write_tickets, write_urgency, write_duplicate)
-        tasks = [Task.load(maker(folder / "tasks")) for maker in makers]
-        cfg = outshine.TrainConfig(
-            encoder=str(checkpoint(family)), max_steps=2, batch_size=8, device="cpu", **settings
-        )
-        run = outshine.train(tasks, cfg, out=folder / "run")
-        # so that the outputs of two rows differ by far more than the tolerance
-        path = run.model_dir / "heads.safetensors"
-        weights = load_file(path)
-        heads = {name: 100 * x for name, x in weights.items() if name.startswith("heads.")}
-        save_file(weights | heads, path)
-        return run.path
-
-    return make
 
 
 def plain_outputs(folder: Path, rows: list[tuple[str, ...]]) -> np.ndarray:
@@ -75,9 +40,9 @@ def plain_outputs(folder: Path, rows: list[tuple[str, ...]]) -> np.ndarray:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_exported_model_gives_same_logits(
-    family: str, run_of: Callable[..., Path], tmp_path: Path
+    family: str, trained: Callable[..., Path], tmp_path: Path
 ) -> None:
-    run = run_of(family)
+    run = trained(family)
     exporting.export(run, tmp_path / "out")
     predictor = outshine.load(run)
     for task in predictor.tasks:
@@ -90,10 +55,10 @@ def test_exported_model_gives_same_logits(
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "modernbert"])
 def test_a_pipeline_gives_the_answers_of_predict(
-    family: str, run_of: Callable[..., Path], tmp_path: Path
+    family: str, trained: Callable[..., Path], tmp_path: Path
 ) -> None:
-    exporting.export(run_of(family), tmp_path / "out")
-    predictor = outshine.load(run_of(family))
+    exporting.export(trained(family), tmp_path / "out")
+    predictor = outshine.load(trained(family))
     for name in ("tickets", "urgency", "duplicate"):
         classify = pipeline("text-classification", str(tmp_path / "out" / name))
         given = [row[0] if len(row) == 1 else row for row in ROWS[name]]
@@ -164,10 +129,10 @@ def test_the_whole_export_is_a_student_without_names_of_this_machine(
 
 
 def test_a_pooling_of_our_own_is_refused_with_a_way_out(
-    run_of: Callable[..., Path], tmp_path: Path
+    trained: Callable[..., Path], tmp_path: Path
 ) -> None:
     with pytest.raises(UserError) as caught:
-        exporting.export(run_of("bert", pooling="mean"), tmp_path / "out")
+        exporting.export(trained("bert", pooling="mean"), tmp_path / "out")
     assert str(caught.value) == (
         "cannot make a transformers classifier of task 'tickets': pooling 'mean', "
         "expected 'auto', the family's own\n"
@@ -271,6 +236,10 @@ def test_an_unknown_task_or_format_gets_a_did_you_mean(student: Path, tmp_path: 
     assert refusal(*given, "--format", "hf", "--task", "ticket") == (
         "unknown task 'ticket' (did you mean 'tickets'?), expected some of tickets, urgency, "
         "duplicate\nhint: these are the tasks that the model was trained on\n"
+    )
+    assert refusal(*given, "--format", "onx") == (
+        "cannot export: format 'onx' (did you mean 'onnx'?), expected hf or onnx\n"
+        "hint: `hf` is for transformers, `onnx` for ONNX Runtime\n"
     )
     assert not [*tmp_path.iterdir()]
 

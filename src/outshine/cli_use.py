@@ -12,7 +12,7 @@ from outshine.command import Force, Json, RunDir, print_json
 
 def export(
     run: RunDir,
-    format: Annotated[str, typer.Option(help="hf (transformers).")],
+    format: Annotated[str, typer.Option(help="hf (transformers) or onnx (ONNX Runtime).")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the export.")],
     task: Annotated[
         str | None,
@@ -25,6 +25,10 @@ def export(
             help="Upload DIR to this repository of the hub, which is made when it is missing.",
         ),
     ] = None,
+    int8: Annotated[
+        bool,
+        typer.Option("--int8", help="Also write an eight-bit graph; measures its loss on dev."),
+    ] = False,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -35,7 +39,7 @@ def export(
     from outshine import exporting
     from outshine.console import say
 
-    content = exporting.export(run, out, format=format, task=task, force=force)
+    content = exporting.export(run, out, format=format, task=task, int8=int8, force=force)
     say(f"The export is in {out}")
     if push:
         say(f"Uploaded to {exporting.push_to_hub(out, push)}")

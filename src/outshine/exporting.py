@@ -1,4 +1,4 @@
-"""A run for other programs: plain transformers folders, the hub.
+"""A run for other programs: plain transformers folders, one ONNX graph, the hub.
 
 Every export is compared with the run on 64 rows of each task before it takes its place; one that
 differs leaves nothing behind.
@@ -22,11 +22,12 @@ from outshine.files import read_json, replacing_folder, write_json
 from outshine.hub import asking_the_hub
 from outshine.model import MultiTaskModel, load_model, to_classifier, token_inputs
 from outshine.model_card import public_name, write_card
+from outshine.onnx_export import check_packages, write_onnx
 from outshine.runs import Run, open_run
 from outshine.tasks import Task
 from outshine.verification import Sample, draw_sample, run_outputs
 
-FORMATS = ("hf",)
+FORMATS = ("hf", "onnx")
 FORMAT = 1
 MARK = "export.json"
 ROWS_PER_CALL = 16
@@ -38,6 +39,7 @@ def export(
     *,
     format: str = "hf",
     task: str | None = None,
+    int8: bool = False,
     force: bool = False,
 ) -> dict[str, Any]:
     """Writes a finished run in a form that other programs load.
@@ -45,17 +47,21 @@ def export(
     `hf`: a folder per task that transformers' `AutoModelForSequenceClassification` loads, in
     `out`, which itself is the whole student, loadable by `outshine.load`, with a model card. With
     `task`, `out` is the folder of that task.
+    `onnx`: `model.onnx` with one output per task, the tokenizer, and `tasks.json`.
 
     Args:
         run: The run or its folder.
         out: The folder to write; whole, or not at all.
-        format: `hf`.
+        format: `hf` or `onnx`.
         task: The only task to export.
+        int8: Also write `model.int8.onnx`, its weights in eight bits, and measure what that
+            costs on dev (onnx).
         force: Whether an earlier export in `out` is replaced.
 
     Returns:
         The content of `export.json`: {"format", "kind", "run", "outshine", "verified": {task:
-        {"rows", "dev_rows", "largest_difference"}}}.
+        {"rows", "dev_rows", "largest_difference"}}}, and with `int8` {"int8": {task: {"metric",
+        "float32", "int8", "n"}}}.
 
     Raises:
         UserError: If the run is incomplete or damaged, the task or format unknown, the folder
@@ -67,13 +73,19 @@ def export(
         raise UserError(
             f"cannot export: format {format!r}{did_you_mean(format, FORMATS)}, "
             f"expected {' or '.join(FORMATS)}",
-            "`hf` is for transformers",
+            "`hf` is for transformers, `onnx` for ONNX Runtime",
+        )
+    if int8 and format != "onnx":
+        raise UserError(
+            f"cannot export to {format} with int8: expected format onnx", "add `--format onnx`"
         )
     opened = open_run(run)
+    if format == "onnx":
+        check_packages()
     _check_target(out, force)
     predictor = load(opened, device="cpu")
     tasks = predictor.choose([task] if task else None)
-    if task is None and "model" in {task.name for task in tasks}:
+    if format == "hf" and task is None and "model" in {task.name for task in tasks}:
         raise UserError(
             "cannot export task 'model' with the whole student: its folder is the student's own",
             "export each task by itself with --task",
@@ -82,7 +94,11 @@ def export(
     _set_inputs(tokenizer, model, predictor.max_length)
     samples = [draw_sample(predictor, task) for task in tasks]
     with replacing_folder(out) as folder:
-        facts = _write_hf(opened, predictor, model, tokenizer, samples, folder, task is None)
+        if format == "hf":
+            facts = _write_hf(opened, predictor, model, tokenizer, samples, folder, task is None)
+        else:
+            facts = write_onnx(model, tokenizer, samples, folder, int8=int8)
+            write_card(folder, opened, tasks, "onnx")
         content = _facts(opened, format, samples, facts)
         write_json(folder / MARK, content)
     _show(content)
@@ -157,11 +173,11 @@ def _write_hf(
         classifier = to_classifier(model, task)
         classifier.save_pretrained(place)
         tokenizer.save_pretrained(place)
-        write_card(place, run, [task], whole=False)
+        write_card(place, run, [task], "classifier")
         differences[task.name] = sample.difference(_hf_outputs(place, sample.texts), what)
     if whole:
         _write_student(run, predictor.tasks, folder)
-        write_card(folder, run, predictor.tasks, whole=True)
+        write_card(folder, run, predictor.tasks, "student")
         student = load(folder, device="cpu")
         for sample in samples:
             found = run_outputs(student, sample.task, sample.texts)
@@ -219,7 +235,17 @@ def _show(content: dict[str, Any]) -> None:
         [name, str(facts["rows"]), str(facts["dev_rows"]), f"{facts['largest_difference']:.1e}"]
         for name, facts in content["verified"].items()
     ]
-    show("Compared with the run", ["task", "rows", "of dev", "largest difference"], rows)
+    show(
+        "Compared with the run, as float32", ["task", "rows", "of dev", "largest difference"], rows
+    )
+    if "int8" in content:
+        rows = [
+            [name, facts["metric"], *(f"{100 * facts[k]:.1f}" for k in ("float32", "int8")),
+             f"{100 * (facts['int8'] - facts['float32']):+.1f}", str(facts["n"])]
+            for name, facts in content["int8"].items()
+        ]  # fmt: skip
+        header = ["task", "metric", "float32", "int8", "difference", "n"]
+        show("Dev scores of int8, in percent", header, rows)
 
 
 # --- the hub ----------------------------------------------------------------------------------

@@ -340,8 +340,13 @@ def save_model(model: MultiTaskModel, tokenizer: Any, tasks: Sequence[Task], fol
         if id(tensor) not in in_encoder
     }
     save_file(rest, folder / "heads.safetensors", {"pooling": model.pooling})
+    write_tasks(folder, model.pooling, tasks)
+
+
+def write_tasks(folder: Path, pooling: str, tasks: Sequence[Task]) -> None:
+    """Writes `tasks.json`: what each head answers, without the places of its data."""
     content = [task.without("files", "hub", "hub_config", "columns", "holdout") for task in tasks]
-    write_json(folder / "tasks.json", {"pooling": model.pooling, "tasks": content})
+    write_json(folder / "tasks.json", {"pooling": pooling, "tasks": content})
 
 
 def load_model(folder: Path) -> tuple[MultiTaskModel, Any, tuple[Task, ...]]:

@@ -14,6 +14,7 @@ from outshine.runs import Run
 from outshine.tasks import Task, kind_of
 
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
+_LIBRARIES = {"student": "outshine", "classifier": "transformers", "onnx": "onnx"}
 # What the hub calls our metrics.
 _HUB_METRICS = {
     "f1_macro": "f1",
@@ -23,14 +24,14 @@ _HUB_METRICS = {
 }
 
 
-def write_card(folder: Path, run: Run, tasks: Sequence[Task], *, whole: bool) -> None:
+def write_card(folder: Path, run: Run, tasks: Sequence[Task], form: str) -> None:
     """Writes `README.md`.
 
     Args:
         folder: The export.
         run: Where it comes from.
         tasks: The tasks that the folder answers.
-        whole: Whether it is the whole student, with a folder per task, or a single classifier.
+        form: `student` (all tasks, with a folder for each), `classifier` (one of them), `onnx`.
     """
     from huggingface_hub import ModelCard
 
@@ -41,10 +42,10 @@ def write_card(folder: Path, run: Run, tasks: Sequence[Task], *, whole: bool) ->
     all_tasks = [task.name for task in run.tasks()]
     names = [task.name for task in tasks]
     card = ModelCard.from_template(
-        _metadata(info, encoder, tasks, scores, whole),
+        _metadata(info, encoder, tasks, scores, form),
         template_path=str(TEMPLATE),
-        title=f"{'Student' if whole else 'Classifier'} for {', '.join(names)}",
-        whole=whole,
+        title=f"Outshine: {', '.join(names)}",
+        form=form,
         tasks=tasks,
         describe=lambda task: kind_of(task).describe_gold(task),
         others=[name for name in all_tasks if name not in names],
@@ -58,6 +59,7 @@ def write_card(folder: Path, run: Run, tasks: Sequence[Task], *, whole: bool) ->
         info=info,
         example=_example(tasks[0], "[{}]", "[({}, {})]"),
         pipeline_example=_example(tasks[0], "{}", '{{"text": {}, "text_pair": {}}}'),
+        tokenizer_example=_example(tasks[0], "{}", "{}, {}"),
     )
     (folder / "README.md").write_text(card.content + "\n", encoding="utf-8")
 
@@ -73,7 +75,7 @@ def _metadata(
     encoder: str,
     tasks: Sequence[Task],
     scores: list[dict[str, Any]],
-    whole: bool,
+    form: str,
 ) -> Any:
     from huggingface_hub import EvalResult, ModelCardData
 
@@ -91,7 +93,7 @@ def _metadata(
     ]
     return ModelCardData(
         model_name=f"outshine-{info['id']}",
-        library_name="outshine" if whole else "transformers",
+        library_name=_LIBRARIES[form],
         pipeline_tag="text-classification",
         tags=["outshine", "multi-task-learning", "knowledge-distillation"],
         base_model=encoder if "/" in encoder else None,
