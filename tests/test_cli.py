@@ -19,7 +19,18 @@ from outshine.cli import _parse_stages, app
 from outshine.runs import Run
 from outshine.tasks import Task
 
-COMMANDS = ("demo", "train", "distill", "eval", "logits", "predict", "doctor", "tasks")
+COMMANDS = (
+    "demo",
+    "train",
+    "distill",
+    "eval",
+    "logits",
+    "predict",
+    "export",
+    "submit",
+    "doctor",
+    "tasks",
+)
 FEW_STEPS = ("--set", "max_steps=2", "--set", "batch_size=4", "--set", "device=cpu")
 
 

@@ -29,7 +29,7 @@ LAYERS = (
     "depths packing",
     "forward",
     "evaluation losses",
-    "teachers verification",
+    "submission teachers verification",
     "onnx_export planning",
     "checkpoints exporting",
     "journal provenance",

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from outshine.exporting import export as export
     from outshine.glue_tasks import glue as glue
     from outshine.runs import Run as Run
+    from outshine.submission import submit as submit
     from outshine.tasks import Task as Task
     from outshine.training import train as train
 
@@ -36,6 +37,7 @@ _HOME = {
     "export": "exporting",
     "glue": "glue_tasks",
     "load": "evaluation",
+    "submit": "submission",
     "train": "training",
 }
 __all__ = sorted(_HOME)

@@ -287,6 +287,7 @@ def predict(
 
 
 command(app, "export")(cli_use.export)
+command(app, "submit")(cli_use.submit)
 
 
 @command(app, "doctor")

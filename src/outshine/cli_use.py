@@ -1,4 +1,4 @@
-"""The commands that take a finished run elsewhere: `outshine export`."""
+"""The commands that take a finished run elsewhere: `outshine export` and `outshine submit`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from outshine.command import Force, Json, RunDir, print_json
+from outshine.command import Device, Force, GlueDir, Json, RunDir, print_json
 
 
 def export(
@@ -45,3 +45,31 @@ def export(
         say(f"Uploaded to {exporting.push_to_hub(out, push)}")
     if as_json:
         print_json(content)
+
+
+def submit(
+    run: RunDir,
+    out: Annotated[Path, typer.Option(metavar="ZIP", help="The zip to write.")],
+    glue_dir: GlueDir = None,
+    fill: Annotated[
+        str | None,
+        typer.Option(
+            metavar="majority",
+            help="Answer tasks that the run lacks with the commonest label (stsb: mean) of train.",
+        ),
+    ] = None,
+    device: Device = "auto",
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Answer GLUE's test sets for its server.
+
+    Writes a zip of eleven files, MNLI's head answering AX, too.
+    """
+    from outshine import submission
+    from outshine.console import say
+
+    facts = submission.submit(run, out, glue_dir=glue_dir, fill=fill, device=device, force=force)
+    say(f"The submission is {out}")
+    if as_json:
+        print_json(facts)
