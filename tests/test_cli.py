@@ -27,6 +27,8 @@ COMMANDS = (
     "logits",
     "predict",
     "calibrate",
+    "export",
+    "submit",
     "doctor",
     "tasks",
 )

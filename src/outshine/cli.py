@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from outshine import cli_predict, cli_study, cli_tasks
+from outshine import cli_predict, cli_study, cli_tasks, cli_use
 from outshine.command import (
     Device,
     DryRun,
@@ -262,6 +262,10 @@ def logits(
 
 command(app, "predict")(cli_predict.predict)
 command(app, "calibrate")(cli_predict.calibrate)
+
+
+command(app, "export")(cli_use.export)
+command(app, "submit")(cli_use.submit)
 
 
 @command(app, "doctor")

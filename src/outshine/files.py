@@ -83,6 +83,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
             yield made
             for file in made.rglob("*"):
                 if file.is_file():
+                    file.chmod(0o644)
                     with file.open("rb") as written:
                         os.fsync(written.fileno())
             shutil.rmtree(path, ignore_errors=True)

@@ -47,6 +47,10 @@ class Kind:
         classifier_rows: (Task, label names of a transformers classifier) -> (its output rows in
             the order of the task's outputs, factor, shift) that turn its outputs into logits;
             raises ValueError with `<found>, expected <what>`.
+        problem_type: What a transformers classifier calls the kind in its configuration.
+        output_scale: Task -> (factor, shift) that turn logits into the outputs of such a
+            classifier, the inverse of `classifier_rows`.
+        cells: (Task, logits (N, C)) -> N answers as a table writes them, read by `parse_gold`.
         balance: (Task, gold (N,)) -> {name: value} that describes how gold is distributed.
     """
 
@@ -68,6 +72,9 @@ class Kind:
     logits_of_table: Callable[[Task, np.ndarray], np.ndarray]
     average: Callable[[Sequence[np.ndarray]], np.ndarray]
     classifier_rows: Callable[[Task, list[str]], tuple[list[int], float, float]]
+    problem_type: str
+    output_scale: Callable[[Task], tuple[float, float]]
+    cells: Callable[[Task, np.ndarray], list[str]]
     balance: Callable[[Task, np.ndarray], dict[str, float]]
 
 
@@ -167,6 +174,9 @@ CLASSIFICATION = Kind(
     logits_of_table=lambda task, table: _log(table),
     average=lambda members: _log(np.mean([softmax(logits) for logits in members], axis=0)),
     classifier_rows=_classifier_rows,
+    problem_type="single_label_classification",
+    output_scale=lambda task: (1.0, 0.0),
+    cells=lambda task, logits: [task.labels[i] for i in logits.argmax(axis=-1)],
     balance=_class_balance,
 )
 
@@ -220,6 +230,16 @@ def _regressor_rows(task: Task, names: list[str]) -> tuple[list[int], float, flo
     return [0], 1.0 / (high - low), -low / (high - low)
 
 
+def _value_scale(task: Task) -> tuple[float, float]:
+    low, high = _bounds(task)
+    return high - low, low
+
+
+def _value_cells(task: Task, logits: np.ndarray) -> list[str]:
+    """Values with three decimals, those outside the range at its nearer end."""
+    return [f"{value:.3f}" for value in np.clip(_unscale(task, logits), *_bounds(task))]
+
+
 def _value_balance(task: Task, gold: np.ndarray) -> dict[str, float]:
     quartiles = np.quantile(gold, (0.0, 0.25, 0.5, 0.75, 1.0))
     names = ("min", "q25", "median", "q75", "max")
@@ -245,6 +265,9 @@ REGRESSION = Kind(
     logits_of_table=lambda task, table: _scale(task, table[:, 0]),
     average=lambda members: np.asarray(np.mean(members, axis=0), np.float32),
     classifier_rows=_regressor_rows,
+    problem_type="regression",
+    output_scale=_value_scale,
+    cells=_value_cells,
     balance=_value_balance,
 )
 

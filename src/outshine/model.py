@@ -9,6 +9,7 @@ head is that last layer for one task, which makes every task exportable as that 
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -285,6 +286,54 @@ def weights_digest(model: nn.Module) -> str:
     return total.hexdigest()
 
 
+def output_layer(model: MultiTaskModel, task: Task) -> nn.Linear:
+    """A task's head as a transformers classifier has it: values leave on the label's own scale."""
+    head = model.head(task.name)
+    factor, shift = kind_of(task).output_scale(task)
+    layer = nn.Linear(head.in_features, head.out_features)
+    with torch.no_grad():
+        layer.weight.copy_(head.weight * factor)
+        layer.bias.copy_(head.bias * factor + shift)
+    return layer
+
+
+def to_classifier(model: MultiTaskModel, task: Task) -> PreTrainedModel:
+    """The family's sequence classifier with a task's head as its last layer.
+
+    It is the inverse of `classifier_model`.
+
+    Args:
+        model: On the CPU, with attention as the family has it.
+        task: One of the model's tasks.
+
+    Raises:
+        UserError: If the pooling is not the family's own, or its last layer has no bias.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    what = f"cannot make a transformers classifier of task {task.name!r}"
+    hint = "`--format onnx` exports what transformers has no class for"
+    if model.pooling != "auto":
+        raise UserError(
+            f"{what}: pooling {model.pooling!r}, expected 'auto', the family's own", hint
+        )
+    config = copy.deepcopy(model.network.config)
+    names = kind_of(task).table_columns(task)
+    config.id2label = dict(enumerate(names))
+    config.label2id = {name: i for i, name in config.id2label.items()}
+    config.problem_type = kind_of(task).problem_type
+    classifier = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+    missing = classifier.load_state_dict(model.network.state_dict(), strict=False).missing_keys
+    (name,) = {key.rpartition(".")[0] for key in missing}
+    if classifier.get_submodule(name).bias is None:
+        raise UserError(
+            f"{what}: the last layer of {type(classifier).__name__} has no bias, expected one",
+            hint,
+        )
+    classifier.set_submodule(name, output_layer(model, task))
+    return classifier.eval()
+
+
 def token_inputs(tokenizer: Any, model: MultiTaskModel) -> bool:
     """Whether the encoder takes segment ids; checks that it knows all of the tokenizer's tokens.
 
@@ -321,8 +370,13 @@ def save_model(model: MultiTaskModel, tokenizer: Any, tasks: Sequence[Task], fol
         if id(tensor) not in in_encoder
     }
     save_file(rest, folder / "heads.safetensors", {"pooling": model.pooling})
+    write_tasks(folder, model.pooling, tasks)
+
+
+def write_tasks(folder: Path, pooling: str, tasks: Sequence[Task]) -> None:
+    """Writes `tasks.json`: what each head answers, without the places of its data."""
     content = [task.without("files", "hub", "hub_config", "columns", "holdout") for task in tasks]
-    write_json(folder / "tasks.json", {"pooling": model.pooling, "tasks": content})
+    write_json(folder / "tasks.json", {"pooling": pooling, "tasks": content})
 
 
 def load_model(folder: Path) -> tuple[MultiTaskModel, Any, tuple[Task, ...]]:
