@@ -154,17 +154,16 @@ def _statistics(values: Mapping[int, float], degenerate: set[int]) -> dict[str, 
 def _arm_warnings(results: StudyResults) -> list[str]:
     warnings = []
     for arm in results.arms:
-        missing = [seed for seed in results.seeds if seed not in arm.scores(arm.tasks)]
-        if missing:
+        complete = len(arm.scores(arm.tasks).keys() & set(results.seeds))
+        if complete < len(results.seeds):
             warnings.append(
-                f"{arm.name}: {len(missing)} of {len(results.seeds)} seeds are not complete "
-                f"({_listed(missing)})"
+                f"{arm.name}: {complete} of {len(results.seeds)} planned seeds are complete"
             )
         for task in arm.tasks:
             if seeds := arm.degenerate([task]):
                 warnings.append(
-                    f"{arm.name}: {len(seeds)} of {len(arm.values(task))} runs on {task} are "
-                    f"degenerate and counted (seeds {_listed(sorted(seeds))})"
+                    f"{arm.name}, {task}: {len(seeds)} of {len(arm.values(task))} runs degenerate "
+                    f"({_plural(len(seeds), 'seed')} {_listed(sorted(seeds))}), counted like all"
                 )
     if results.teachers == "first":
         warnings.append(
@@ -282,7 +281,7 @@ def seed_warnings(num_seeds: tuple[int, int] | None, family: int, what: str) -> 
     if smallest * family <= stats.LEVEL:
         return []
     return [
-        f"{what}: {num_seeds[0]} against {num_seeds[1]} seeds cannot show a difference at 5 %: "
+        f"{what}: {_seeds(num_seeds)} cannot show a difference at 5 %: "
         f"{_p(smallest)} at best, {_p(min(1.0, family * smallest))} after Holm over {family} "
         f"{_plural(family, 'comparison')}; {stats.seeds_to_reach(family)} seeds per arm are the "
         "fewest that can"
@@ -329,8 +328,7 @@ def _conclusion(scores: Sequence[Mapping[str, Any]], by_task: Sequence[Mapping[s
 
 def _sentence(row: Mapping[str, Any]) -> str:
     """The outcome of one comparison of scores."""
-    a, b, (num_a, num_b) = row["a"], row["b"], row["n"]
-    seeds = f"{num_a} against {num_b} {_plural(num_b, 'seed')}"
+    a, b, seeds = row["a"], row["b"], _seeds(row["n"])
     scope = f"{len(row['tasks'])} tasks" if len(row["tasks"]) > 1 else row["tasks"][0]
     interval = f"95 % interval {row['ci'][0]:.2f} to {row['ci'][1]:.2f}; " if row["ci"] else ""
     numbers = f"({interval}{_p(row['p_holm'])} after Holm, {seeds}, {scope})"
@@ -369,6 +367,10 @@ def _task_sentence(score: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) 
 
 def _p(p: float) -> str:
     return "p < 0.0001" if p < 0.0001 else f"p = {p:.2g}"
+
+
+def _seeds(num_seeds: Sequence[int]) -> str:
+    return f"{num_seeds[0]} against {num_seeds[1]} {_plural(num_seeds[1], 'seed')}"
 
 
 def _plural(number: int, noun: str) -> str:

@@ -123,7 +123,8 @@ def _is_paired(task: TaskPredictions) -> bool:
 def _mean_score(task: TaskPredictions, predictions: Mapping[int, np.ndarray]) -> float:
     """Mean over seeds of the metric on the dev set as it is, in points."""
     metric = metrics.METRICS[task.metric]
-    return 100 * float(np.mean([metric(task.gold, values) for values in predictions.values()]))
+    values = [metric(task.gold, predictions[number]) for number in sorted(predictions)]
+    return 100 * float(np.mean(values))
 
 
 def _judged(difference: float, draws: np.ndarray, margin: float) -> dict[str, Any]:
