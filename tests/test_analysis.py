@@ -144,11 +144,13 @@ def test_arms_with_different_tasks_compare_on_the_shared_ones() -> None:
 
 
 def test_arms_without_a_shared_task_are_not_compared() -> None:
-    found = analyse(
-        study(arm("a", {"rte": LOW}), arm("b", {"cola": LOW}), comparisons=[("a", "b")])
-    )
+    arms = arm("a", {"rte": LOW}), arm("b", {"cola": LOW}), arm("c", {"rte": HIGH})
+    found = analyse(study(*arms, comparisons=[("a", "b")]))
     assert found["comparisons"] == found["conclusion"] == []
     assert found["warnings"] == ["a against b: no shared task that counts in the score"]
+    # and take no place in the family
+    score, _ = analyse(study(*arms, comparisons=[("a", "b"), ("a", "c")]))["comparisons"]
+    assert score["p_holm"] == score["p"]
 
 
 def test_a_comparison_that_cannot_be_made_yet_keeps_its_place_in_the_family() -> None:

@@ -110,19 +110,20 @@ def analyse(results: StudyResults, *, seed: int = 0) -> dict[str, Any]:
                     raise ValueError(f"{arm.name}, {task}, seed {number}: {cell.value} as a score")
     arms = {arm.name: arm for arm in results.arms}
     pairs = [(arms[a], arms[b]) for a, b in results.comparisons]
-    scores = _family([(a, b, SCORE, _shared(a.scored, b.scored)) for a, b in pairs], seed)
-    tasks = [(a, b, task, (task,)) for a, b in pairs for task in _shared(a.tasks, b.tasks)]
-    by_task = _family(tasks, seed)
+    shared = [(a, b, SCORE, _shared(a.scored, b.scored)) for a, b in pairs]
+    of_scores = [named for named in shared if named[-1]]
+    of_tasks = [(a, b, task, (task,)) for a, b in pairs for task in _shared(a.tasks, b.tasks)]
+    scores, by_task = _family(of_scores, seed), _family(of_tasks, seed)
     return {
         "arms": {arm.name: _arm_statistics(arm) for arm in results.arms},
         "comparisons": [*scores, *by_task],
         "warnings": [
             *_arm_warnings(results),
             *_comparison_warnings(pairs),
-            *seed_warnings(_fewest(scores), len(pairs), "scores"),
-            *seed_warnings(_fewest(by_task), len(tasks), "tasks"),
+            *seed_warnings(_fewest(scores), len(of_scores), "scores"),
+            *seed_warnings(_fewest(by_task), len(of_tasks), "tasks"),
         ],
-        "methods": _methods(len(pairs), len(tasks), seed),
+        "methods": _methods(len(of_scores), len(of_tasks), seed),
         "conclusion": _conclusion(scores, by_task),
     }
 
@@ -316,7 +317,9 @@ def _methods(num_scores: int, num_tasks: int, seed: int) -> dict[str, str]:
     }
 
 
-def _conclusion(scores: Sequence[Mapping[str, Any]], by_task: Sequence[Mapping[str, Any]]) -> list:
+def _conclusion(
+    scores: Sequence[Mapping[str, Any]], by_task: Sequence[Mapping[str, Any]]
+) -> list[str]:
     sentences = []
     for row in scores:
         sentences.append(_sentence(row))
