@@ -182,6 +182,13 @@ def test_degenerate_runs_are_counted_and_shown() -> None:
     assert found["warnings"] == ["a, rte: 1 of 5 runs degenerate (seed 1), counted like all"]
 
 
+def test_a_degenerate_run_whose_seed_has_no_score_is_not_counted_in_the_score() -> None:
+    cut = arm("a", {"rte": HIGH, "cola": LOW[:4]}, degenerate=[("rte", 5)])
+    found = analyse(study(cut))["arms"]["a"]
+    assert (found["score"]["n"], found["score"]["degenerate"]) == (4, 0)
+    assert found["tasks"]["rte"]["degenerate"] == 1
+
+
 def test_teachers_of_one_seed_are_warned_of() -> None:
     warning = (
         "every student has the teachers of one seed (teachers = first): the statistics do not "

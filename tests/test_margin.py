@@ -76,6 +76,17 @@ def test_resamples_have_as_many_rows_as_the_dev_set_in_chunks_or_not(
     assert (np.concatenate(chunks) == whole).all()
 
 
+@pytest.mark.parametrize("name", ["pearson", "spearman"])
+def test_a_resample_of_equal_rows_has_no_correlation(name: str) -> None:
+    rng = np.random.default_rng(0)
+    # rows 0 and 1 are equal, and some resamples have no other
+    gold = np.repeat(rng.normal(size=4), [2, 1, 1, 1])
+    predictions = np.repeat(rng.normal(size=(20, 4)), [2, 1, 1, 1], axis=1)
+    counts = np.zeros((4, 5))
+    counts[:, 0], counts[:, 1] = [1, 2, 3, 4], [4, 3, 2, 1]
+    assert (RESAMPLED[name](gold, predictions, counts) == 0).all()
+
+
 # --- verdicts -------------------------------------------------------------------------------
 
 
@@ -212,6 +223,22 @@ def test_a_margin_below_zero_is_refused(margin: float) -> None:
         f"cannot compare student with single: margin {margin}, expected 0 or more points "
         "(--margin)\nhint: give the loss that you would accept, such as --margin 0.5"
     )
+
+
+def test_chunks_of_draws_do_not_change_the_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    a, b = ({seed: rng.integers(0, 2, 100) for seed in range(5)} for _ in range(2))
+    whole = judge(a, b)
+    monkeypatch.setattr("outshine.margin.CELLS_PER_CHUNK", 700)
+    assert judge(a, b) == whole
+
+
+def test_a_draw_has_one_seed_fewer_than_there_are() -> None:
+    # one of four models is right on all rows: three of three draws of it have probability 1/64
+    right_on_none, right_on_all = right(0.0), right(1.0)
+    a = {1: right_on_none, 2: right_on_none, 3: right_on_none, 4: right_on_all}
+    found = judge(a, dict.fromkeys(a, right_on_none))
+    assert found["ci"] == pytest.approx([0.0, 200 / 3])
 
 
 # --- simulation -----------------------------------------------------------------------------
