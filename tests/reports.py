@@ -82,9 +82,16 @@ def report(
         ],
         "warnings": [f"{num_seeds} seeds cannot reach p < 0.05 after Holm in every comparison"],
         "methods": {
-            "ci": "95 % percentile bootstrap over seeds, 10000 draws, seed 0",
-            "test": "Mann-Whitney U, two-sided, exact without ties, else 100000 permutations",
-            "holm": "Holm over the scores as one family and over the tasks as a second",
+            "values": "primary dev metric of the final weights in percent, one value per seed",
+            "difference": "median of the first arm minus median of the second, in points",
+            "ci": "95 % percentile bootstrap over seeds, 10,000 draws, seed 0",
+            "test": "Mann-Whitney U, two-sided, exact without ties, else 100,000 permutations",
+            "effect_size": "common-language effect size, P(a > b) + P(a = b) / 2",
+            "holm": "Holm, the scores as one family and the tasks as a second",
+            "paired": "by seed: Wilcoxon signed-rank, two-sided",
+            "smallest_p": "smallest two-sided p of Mann-Whitney with so many seeds",
+            "seeds_needed": "seeds per arm for 80 % power at two-sided 5 % before Holm",
+            "degenerate": "degenerate runs are counted in all statistics",
         },
         "conclusion": [
             f"{arm} against {arms[0]}: no difference that {num_seeds} seeds can show."

@@ -112,19 +112,27 @@ def test_the_conclusion_and_the_warnings_come_before_the_tables(
     data: dict[str, Any], format: str
 ) -> None:
     text = render(data, format)
-    places = [text.index(data["conclusion"][0]), text.index("5 seeds cannot"), text.index("54.12")]
-    assert places == sorted(places)
+    told = [data["conclusion"][0], "5 seeds cannot", "54.12", "0.0317"]
+    assert sorted(told, key=text.index) == told
 
 
 def test_every_table_names_its_method(data: dict[str, Any]) -> None:
-    captions = re.findall(r"\\caption\{(.*)\}$", render(data, "latex"), re.M)
-    assert len(captions) == render(data, "latex").count("\\begin{table}") > 5
-    assert all(len(caption.split(". ")) > 1 for caption in captions)
+    method = data["methods"]["holm"]
+    told = render(data, "latex").split("\\paragraph{")[1:]
+    assert [part[: part.index(".}")] for part in told if "\\begin{table}" in part] == [
+        "Dev scores",
+        "Comparisons",
+        "Degenerate runs",
+        "Mixture",
+        "All statistics",
+    ]
+    assert all(len(part.splitlines()[0]) > 60 for part in told) and method in told[1]
     # in Markdown the sentences on the method stand below the heading of a section
-    assert all(
-        part.split("\n\n")[1].startswith("* ")
-        for part in render(data, "markdown").split("\n## ")[1:-1]
-    )
+    parts = render(data, "markdown").split("\n## ")[2:-1]
+    assert len(parts) == 8 and all(part.split("\n\n")[1].startswith("* ") for part in parts)
+    sections = re.findall(r"<section.*?</section>", render(data, "html"), re.S)
+    assert all('class="method"' in part for part in sections if "<table" in part)
+    assert sum(method in part.replace("&#39;", "'") for part in sections) == 1
 
 
 @pytest.mark.parametrize("old", ["multi", "rte"], ids=["an arm", "a task"])
@@ -294,6 +302,24 @@ def test_every_seed_is_a_dot_and_a_degenerate_one_a_cross(data: dict[str, Any]) 
         dots = len(re.findall(r"<use [^>]*fill: var\(--c\d\)", picture.svg))
         assert dots + crosses == sum(stats["n"] for stats in found if stats)
         assert crosses == (picture.title == "rte")
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_an_arm_that_has_not_run_yet_is_shown_as_absent(format: str) -> None:
+    data = report(fewer=False)
+    data["arms"]["multi"] = {"tasks": {}, "score": None}
+    data["mixture"]["multi"] = {}
+    data["comparisons"] = [c for c in data["comparisons"] if c["a"] != "multi"]
+    for curve in data["curves"]:
+        if curve["arm"] == "multi":
+            curve["points"] = []
+    text = render(data, format)
+    if format == "markdown":
+        assert re.search(r"^\| score \| mean \|  \| [\d.]+ .* \| - \| [\d.]+ .* \|$", text, re.M)
+    elif format == "html":
+        assert len(re.findall("<svg", text)) == 5 + 2 + 2
+    else:
+        assert text
 
 
 def test_a_score_without_values_has_no_panel() -> None:

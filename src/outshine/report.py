@@ -1,7 +1,6 @@
 """A study's report for a terminal, in Markdown, LaTeX, CSV, JSON and HTML.
 
-All formats show one dict (docs/design.md, section 15) that `analysis` and `study` have filled.
-Rendering computes nothing.
+All formats show one dict. Rendering computes nothing: what a reader sees stands in the dict.
 """
 
 from __future__ import annotations
@@ -28,7 +27,14 @@ def render(data: Mapping[str, Any], format: str) -> str:
     """The report as text that ends with a newline.
 
     Args:
-        data: The analysis with what surrounds it: plain JSON data, scores in percent.
+        data: Plain JSON data, scores in percent: what `analysis.analyse` returns, and
+            {"study": name, "metrics": {task: name}, "dev_rows": {task: count}, "seeds": [number],
+            "teachers": policy, "file": text of the study file, "command": text, "made": date,
+            "arms_info": {arm: {"chain", "tasks", "set"}}, "provenance": {"versions", "device",
+            "precision", "num_threads", "git_commits", "data": {task: {split: fingerprint}},
+            "train_s", "runs"}, "curves": [{"arm", "seed", "task" (None for several), "points":
+            [[step, loss, gold_weight, lr]]}], "mixture": {arm: {task: {"rows", "probability",
+            "passes", "weight"}}}, "degenerate": [{"arm", "seed", "task", "reason", "value"}]}.
         format: terminal, markdown, latex, csv, json or html.
 
     Raises:
@@ -71,7 +77,8 @@ def _terminal(data: Mapping[str, Any]) -> str:
         for sentence in section.method:
             console.print(f"  {sentence}")
         for shown in section.tables:
-            console.print()
+            if shown.title:  # without one, a table begins with an empty line
+                console.print()
             console.print(table(_title(shown), shown.header, shown.rows, shown.num_text))
     lines = (line.rstrip() for line in out.getvalue().splitlines())
     return "\n".join(lines) + "\n"
@@ -135,13 +142,15 @@ LATEX = {
 
 
 def _latex(data: Mapping[str, Any]) -> str:
-    """Tables for \\input in a paper that uses the package booktabs."""
+    """Tables for \\input in a paper, each kind after a paragraph on how it was made."""
     parts = [
         f"% Study {_one_line(data['study'])}: {summary(data)}",
         f"% {_one_line(data['command'])}",
         r"% Needs \usepackage{booktabs} and \usepackage[T1]{fontenc}.",
     ]
     for section in _chosen(data, PAPER):
+        method = " ".join(f"{sentence.removesuffix('.')}." for sentence in section.method)
+        parts.append(rf"\paragraph{{{section.title}.}} {_tex(method)}")
         parts += [_latex_table(section, shown) for shown in section.tables]
     return "\n".join(parts) + "\n"
 
@@ -149,14 +158,13 @@ def _latex(data: Mapping[str, Any]) -> str:
 def _latex_table(section: Section, shown: Table) -> str:
     columns = "l" * shown.num_text + "r" * (len(shown.header) - shown.num_text)
     title = f"{section.title}: {_title(shown)}" if shown.title else section.title
-    caption = " ".join([f"{title}.", *section.method])
     lines = [shown.header, *shown.rows]
     head, *body = (" & ".join(map(_tex, line)) + r" \\" for line in lines)
     return "\n".join(
         [
             r"\begin{table}",
             r"\centering\small",
-            rf"\caption{{{_tex(caption)}}}",
+            rf"\caption{{{_tex(title)}}}",
             rf"\begin{{tabular}}{{{columns}}}",
             r"\toprule",
             head,

@@ -149,8 +149,9 @@ def _shorter(name: str, limit: int) -> str:
 def training_pictures(data: Mapping[str, Any]) -> Iterator[Picture]:
     """Loss, lambda and learning rate by step, one panel per arm with a line per run."""
     tasks = list(data["metrics"])
-    for arm in dict.fromkeys(curve["arm"] for curve in data["curves"]):
-        curves = [curve for curve in data["curves"] if curve["arm"] == arm]
+    drawable = [curve for curve in data["curves"] if curve["points"]]
+    for arm in dict.fromkeys(curve["arm"] for curve in drawable):
+        curves = [curve for curve in drawable if curve["arm"] == arm]
         named = [task for task in tasks if any(curve["task"] == task for curve in curves)]
         with _panel(290, f"training {arm}") as (figure, written):
             margins = _margins(figure, 48, 10, 20, 38)

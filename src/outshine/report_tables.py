@@ -15,6 +15,14 @@ from outshine.console import clock
 ABSENT = "-"
 MINUS = "\N{MINUS SIGN}"
 DEGENERATE = "*"
+# Columns, and names of methods, that are not written like the keys of the dict.
+TITLES = {
+    "ci": "95 % interval",
+    "p_holm": "p after Holm",
+    "effect_size": "effect size",
+    "smallest_p": "smallest p",
+    "seeds_needed": "seeds needed",
+}
 
 
 @dataclass(frozen=True)
@@ -84,10 +92,18 @@ def stats_of(data: Mapping[str, Any], arm: str, task: str) -> Mapping[str, Any] 
     return found["score"] if task == "score" else found["tasks"].get(task)
 
 
+def _measured(data: Mapping[str, Any], arm: str) -> dict[str, Mapping[str, Any]]:
+    """Statistics of an arm by task, and of its score, where there are any."""
+    found = {task: stats_of(data, arm, task) for task in tasks_of(data)}
+    return {task: stats for task, stats in found.items() if stats is not None}
+
+
 def arms_by_mixture(data: Mapping[str, Any]) -> list[tuple[list[str], Mapping[str, Any]]]:
     """The different mixtures, each with the arms that draw their rows in that way."""
     groups: list[tuple[list[str], Mapping[str, Any]]] = []
     for arm, mixture in data["mixture"].items():
+        if not mixture:  # no run of the arm is finished
+            continue
         known = next((arms for arms, other in groups if other == mixture), None)
         if known is None:
             groups.append(([arm], mixture))
@@ -130,9 +146,9 @@ def _scores(data: Mapping[str, Any]) -> Section:
         "scores",
         "Dev scores",
         (
-            "Median over seeds of the final weights' dev metric in percent, ± sample "
-            "standard deviation, in brackets n, the number of seeds.",
-            f"{DEGENERATE} marks an n that counts degenerate runs.",
+            "Median over seeds in percent ± standard deviation, in brackets the number of seeds.",
+            *_methods(data, "values"),
+            f"{DEGENERATE} marks a number that counts degenerate runs.",
         ),
         (Table("", ("task", "metric", "dev rows", *arms), tuple(rows), num_text=2),),
     )
@@ -151,47 +167,47 @@ def _cell(stats: Mapping[str, Any] | None) -> str:
 
 
 def _comparisons(data: Mapping[str, Any]) -> Section:
-    numbers = ("n", "difference", "95 % interval", "p", "p after Holm")
-    header = ("task", "test", *numbers, "smallest p", "effect size", "seeds needed")
+    keys = ("difference", "ci", "p", "p_holm", "effect_size", "n", "smallest_p", "seeds_needed")
+    header = ("task", *(TITLES.get(key, key) for key in keys), "test")
     tables = []
     for a, b in dict.fromkeys((c["a"], c["b"]) for c in data["comparisons"]):
         found = [c for c in data["comparisons"] if (c["a"], c["b"]) == (a, b)]
         shared = [f"score over {_words(c['tasks'])}" for c in found if c["task"] == "score"]
         rows = tuple(row for comparison in found for row in _tests(comparison))
-        tables.append(Table(f"{a} against {b}", header, rows, 2, "".join(shared)))
+        tables.append(Table(f"{a} against {b}", header, rows, note="".join(shared)))
     if not tables:
         return Section("comparisons", "Comparisons", ("No arms are compared.",), ())
-    method = (
-        "Difference: of medians in points, the first arm minus the second.",
-        "Effect size: P(a > b) + P(a = b) / 2.",
-        "Seeds needed: per arm, for a difference of this size.",
-    )
-    texts = (text if text.endswith(".") else f"{text}." for text in data["methods"].values())
-    return Section("comparisons", "Comparisons", (*method, *texts), tuple(tables))
+    names = (name for name in data["methods"] if name not in ("values", "degenerate"))
+    return Section("comparisons", "Comparisons", _methods(data, *names), tuple(tables))
+
+
+def _methods(data: Mapping[str, Any], *names: str) -> tuple[str, ...]:
+    """What the analysis says on how it made its numbers."""
+    return tuple(f"{TITLES.get(name, name)}: {data['methods'][name]}" for name in names)
 
 
 def _tests(comparison: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """The row of a comparison, and one more of the paired test where seeds pair."""
-    low, high = comparison["ci"] or (None, None)
+    interval = comparison["ci"]
     rows: list[tuple[str, ...]] = [
         (
             comparison["task"],
-            comparison["test"],
-            ", ".join(map(str, comparison["n"])),
             ABSENT if comparison["difference"] is None else f"{comparison['difference']:+.2f}",
-            f"{percent(low)} to {percent(high)}",
+            ABSENT if interval is None else " to ".join(map(percent, interval)),
             short(comparison["p"]),
             short(comparison["p_holm"]),
-            short(comparison["smallest_p"]),
             percent(comparison["effect_size"]),
+            ", ".join(map(str, comparison["n"])),
+            short(comparison["smallest_p"]),
             whole(comparison["seeds_needed"]),
+            comparison["test"],
         )
     ]
     paired = comparison["paired"]
     if paired is not None:
         p, holm = short(paired["p"]), short(paired["p_holm"])
-        pairs = f"{paired['n']} pairs"
-        rows.append((comparison["task"], paired["test"], pairs, "", "", p, holm, "", "", ""))
+        name, pairs = f"{comparison['task']}, paired", plural(paired["n"], "pair")
+        rows.append((name, "", "", p, holm, "", pairs, "", "", paired["test"]))
     return rows
 
 
@@ -205,7 +221,7 @@ def _degenerate(data: Mapping[str, Any]) -> Section:
     return Section(
         "degenerate",
         "Degenerate runs",
-        ("They count in all numbers of this report.",),
+        _methods(data, "degenerate"),
         (Table("", ("arm", "task", "reason", "seed", "percent"), rows, num_text=3),),
     )
 
@@ -241,19 +257,15 @@ def _statistics(data: Mapping[str, Any]) -> Section:
     tables = []
     for arm in data["arms"]:
         rows = []
-        for task in tasks_of(data):
-            stats = stats_of(data, arm, task)
-            if stats is not None:
-                numbers = [percent(stats[name]) for name in names[1:-1]]
-                rows.append((task, str(stats["n"]), *numbers, str(stats["degenerate"])))
-        tables.append(Table(arm, ("task", *names), tuple(rows)))
+        for task, stats in _measured(data, arm).items():
+            numbers = [percent(stats[name]) for name in names[1:-1]]
+            rows.append((task, str(stats["n"]), *numbers, str(stats["degenerate"])))
+        if rows:
+            tables.append(Table(arm, ("task", *names), tuple(rows)))
     return Section(
         "statistics",
         "All statistics",
-        (
-            "Over seeds, in percent: std is the sample standard deviation, q25 and q75 are "
-            "the quartiles, degenerate is the number of degenerate runs, which all numbers count.",
-        ),
+        (*_methods(data, "values", "degenerate"), "q25 and q75 are the quartiles."),
         tuple(tables),
     )
 
@@ -262,28 +274,18 @@ def _values(data: Mapping[str, Any]) -> Section:
     marked = {(found["arm"], found["task"], str(found["seed"])) for found in data["degenerate"]}
     tables = []
     for arm in data["arms"]:
-        found = {task: stats_of(data, arm, task) for task in tasks_of(data)}
-        values = {task: stats["values"] for task, stats in found.items() if stats is not None}
-        seeds = sorted({seed for by_seed in values.values() for seed in by_seed}, key=int)
-        rows = tuple(
-            (
-                seed,
-                *(
-                    percent(by_seed.get(seed)) + (DEGENERATE if (arm, task, seed) in marked else "")
-                    for task, by_seed in values.items()
-                ),
-            )
-            for seed in seeds
-        )
-        tables.append(Table(arm, ("seed", *values), rows))
+        found = _measured(data, arm)
+        rows = []
+        for seed in sorted({s for stats in found.values() for s in stats["values"]}, key=int):
+            marks = (DEGENERATE if (arm, task, seed) in marked else "" for task in found)
+            numbers = (percent(stats["values"].get(seed)) for stats in found.values())
+            rows.append((seed, *map(str.__add__, numbers, marks)))
+        if rows:
+            tables.append(Table(arm, ("seed", *found), tuple(rows)))
     return Section(
         "values",
         "Every run",
-        (
-            "Dev metric in percent of each seed's final weights; the score is the mean over the "
-            "tasks that count in it.",
-            f"{DEGENERATE} marks a degenerate run.",
-        ),
+        (*_methods(data, "values"), f"{DEGENERATE} marks a degenerate run."),
         tuple(tables),
     )
 
@@ -313,6 +315,7 @@ def _provenance(data: Mapping[str, Any]) -> Section:
         "commits": found["git_commits"],
         **found["versions"],
     }
+    rows = tuple((name, _words(fact)) for name, fact in facts.items())
     fingerprints = tuple(
         (task, split, fingerprint)
         for task, splits in found["data"].items()
@@ -326,7 +329,7 @@ def _provenance(data: Mapping[str, Any]) -> Section:
             "A fingerprint is that of a split's rows and gold.",
         ),
         (
-            Table("Runs", ("", ""), tuple((name, _words(fact)) for name, fact in facts.items()), 2),
+            Table("Runs", ("fact", "value"), rows, num_text=2),
             Table("Data", ("task", "split", "fingerprint"), fingerprints, num_text=3),
         ),
     )
