@@ -124,7 +124,7 @@ def analyse(results: StudyResults, *, seed: int = 0) -> dict[str, Any]:
             *seed_warnings(_fewest(by_task), len(of_tasks), "tasks"),
         ],
         "methods": _methods(len(of_scores), len(of_tasks), seed),
-        "conclusion": _conclusion(scores, by_task),
+        "conclusion": conclusion(scores, by_task),
     }
 
 
@@ -317,7 +317,7 @@ def _methods(num_scores: int, num_tasks: int, seed: int) -> dict[str, str]:
     }
 
 
-def _conclusion(
+def conclusion(
     scores: Sequence[Mapping[str, Any]], by_task: Sequence[Mapping[str, Any]]
 ) -> list[str]:
     sentences = []

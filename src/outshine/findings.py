@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from outshine.analysis import analyse
+from outshine.analysis import SCORE, analyse, conclusion
 from outshine.degenerate import RULE
 from outshine.errors import UserError
 from outshine.margin import TaskPredictions, margin_verdict
@@ -163,14 +163,19 @@ def compare(
     # the pair takes its place in the family that was named beforehand, or joins it
     family = [pair for pair in results.comparisons if {*pair} != {a, b}]
     analysis = analyse(replace(results, comparisons=((a, b), *family)))
+    pair = [c for c in analysis["comparisons"] if (c["a"], c["b"]) == (a, b)]
+    others = [f"{arm.name}: " for arm in results.arms if arm.name not in (a, b)]
+    others += [f"{first} against {second}: " for first, second in family]
     return {
         "a": a,
         "b": b,
         "arms": {name: analysis["arms"][name] for name in (a, b)},
-        "comparisons": [c for c in analysis["comparisons"] if (c["a"], c["b"]) == (a, b)],
-        "warnings": analysis["warnings"],
+        "comparisons": pair,
+        "warnings": [w for w in analysis["warnings"] if not w.startswith(tuple(others))],
         "methods": analysis["methods"],
-        "conclusion": analysis["conclusion"],
+        "conclusion": conclusion(
+            [c for c in pair if c["task"] == SCORE], [c for c in pair if c["task"] != SCORE]
+        ),
     }
 
 
