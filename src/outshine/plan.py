@@ -20,7 +20,8 @@ def plan_facts(study: Study, seeds: Sequence[int] | None = None) -> dict[str, An
         {"study", "path", "seeds", "runs", "done", "left", "seconds_left" (in one process, of the
         kinds that were measured), "unmeasured" (runs of other kinds), "kinds": [{"chain",
         "tasks", "runs", "done", "left", "seconds_left" (None: not measured)}], "to_make": [{"run",
-        "folder", "chain", "tasks", "seed"}] in order, "warnings": [text]}.
+        "folder", "chain", "tasks", "seed"}] in order, "choices" (see `graph.Graph`), "pending"
+        (whether settings are still to be chosen), "warnings": [text]}.
     """
     chosen, rows = chosen_seeds(study, seeds), study.rows()
     nodes = study.graph.needed(chosen)
@@ -69,7 +70,14 @@ def plan_facts(study: Study, seeds: Sequence[int] | None = None) -> dict[str, An
             }
             for node in left
         ],
+        "choices": list(study.graph.choices),
+        "pending": study.graph.pending,
         "warnings": [
+            *(
+                ["settings are still to be chosen: the runs that depend on them are not listed"]
+                if study.graph.pending
+                else []
+            ),
             *(seed_warnings(num_seeds, len(pairs), "scores") if pairs else []),
             *(seed_warnings(num_seeds, shared, "tasks") if pairs else []),
         ],
