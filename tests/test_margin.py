@@ -82,8 +82,8 @@ def test_a_resample_of_equal_rows_has_no_correlation(name: str) -> None:
     # rows 0 and 1 are equal, and some resamples have no other
     gold = np.repeat(rng.normal(size=4), [2, 1, 1, 1])
     predictions = np.repeat(rng.normal(size=(20, 4)), [2, 1, 1, 1], axis=1)
-    counts = np.zeros((4, 5))
-    counts[:, 0], counts[:, 1] = [1, 2, 3, 4], [4, 3, 2, 1]
+    counts = np.zeros((60, 5))
+    counts[:, 0], counts[:, 1] = range(1, 61), range(60, 0, -1)
     assert (RESAMPLED[name](gold, predictions, counts) == 0).all()
 
 
