@@ -236,7 +236,7 @@ class _Board:
         self.eta = (
             f"about {clock(known / self.jobs)} left"
             if not unknown and not self.study.graph.pending
-            else f"{self.left} runs left, {unknown} of them of a kind not measured yet"
+            else f"{self.left} left, {unknown} of them of a kind not measured yet"
         )
         return rows
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from outshine.analysis import seed_warnings
+from outshine.graph import Node
 from outshine.study import Study, chosen_seeds, seconds_left, to_make
 
 
@@ -27,7 +28,7 @@ def plan_facts(study: Study, seeds: Sequence[int] | None = None) -> dict[str, An
     nodes = study.graph.needed(chosen)
     left = to_make(study, chosen, rows)
     left_ids = {node.id for node in left}
-    kinds: dict[tuple[str, tuple[str, ...]], list] = {}
+    kinds: dict[tuple[str, tuple[str, ...]], list[Node]] = {}
     for node in nodes:
         kinds.setdefault((node.chain, tuple(task.name for task in node.tasks)), []).append(node)
     described = []

@@ -251,7 +251,7 @@ def begin(study: Study) -> None:
         return
     foreign = [entry.name for entry in study.path.iterdir()] if study.path.is_dir() else []
     foreign = [name for name in foreign if not name.startswith(f".{STUDY_FILE}")]
-    if foreign:
+    if foreign and not path.exists():  # another process may just have begun it
         raise UserError(
             f"cannot begin the study in {study.path}: the folder holds other files "
             f"({', '.join(sorted(foreign)[:3])}), expected none",
