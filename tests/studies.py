@@ -8,7 +8,8 @@ from typing import Any
 
 from conftest import write_duplicate, write_tickets, write_urgency
 from outshine.graph import Graph, build_graph
-from outshine.study_file import StudySpec, parse_study, read_study_text, task_finder
+from outshine.study_file import StudySpec, parse_study
+from outshine.study_source import read_study_text, task_finder
 
 STAGES = """
 [stage.single]

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from outshine.chains import Policy
 from outshine.config import TrainConfig
-from outshine.graph import Graph, Node, build_graph, effective_settings, encoder_identity
-from outshine.study_file import parse_study
+from outshine.graph import Graph, Node, _teachers, build_graph, effective_settings, encoder_identity
+from outshine.study_file import Selection, parse_study
 from outshine.tasks import Task
 from studies import graph_of, read_spec, study_text, write_study
 
@@ -96,6 +98,13 @@ def test_ensembles_of_listed_seeds_are_disjoint(tmp_path: Path) -> None:
         for seed in (5, 2, 9)
     ]
     assert blocks == [[5, 2], [9, 10], [11, 12]]
+
+
+def test_no_ensemble_has_a_teacher_of_the_seed_that_chooses(tmp_path: Path) -> None:
+    spec = read_spec(write_study(tmp_path, study_text("enc", "seeds = [1, 2]")))
+    chosen = replace(spec, select=Selection(4, ({},), {}))
+    taught_by = [_teachers(chosen, Policy("ensemble", 2), seed) for seed in (1, 2, 3, 5)]
+    assert [[seed for seed, _ in block] for block in taught_by] == [[1, 2], [3, 5], [6, 7], [8, 9]]
 
 
 def test_teachers_of_teachers_are_disjoint_too(tmp_path: Path) -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from outshine.chains import Policy, parse_chain, parse_policy
 from outshine.errors import UserError
-from outshine.study_file import Policy, differences, parse_chain, parse_policy
+from outshine.study_source import differences
 from studies import read_spec, study_text, write_study
 
 
@@ -233,6 +234,30 @@ set = { lrr = 1e-3, seed = 3 }
             "arms: missing, expected at least one chain, or [[arm]] tables",
         ),
         (("[stage.single]", "[stage.single"), "expected TOML"),
+        (
+            ("[stage.single]", "[select]\nseed = 1\nlr = [1.0, 2.0]\n[stage.single]"),
+            "select.seed: 1, expected a number that is none of the seeds",
+        ),
+        (
+            ("[stage.single]", "[select]\nseed = 9\n[stage.single]"),
+            "select: no grid, expected lists such as lr = [1e-4, 3e-4]",
+        ),
+        (
+            ("[stage.single]", "[select]\nseed = 9\nlr = 1e-4\n[stage.single]"),
+            "select.lr: 0.0001, expected a list of two values or more",
+        ),
+        (
+            ("[stage.single]", "[select]\nseed = 9\nlrr = [1, 2]\n[stage.single]"),
+            "select: unknown key 'lrr' (did you mean 'lr'?)",
+        ),
+        (
+            (
+                "[stage.single]",
+                "[select]\nseed = 9\nlr = [1.0, 2.0]\n"
+                '[[arm]]\nname = "x"\nchain = "single"\nset = { lr = 3.0 }\n[stage.single]',
+            ),
+            "arm 'x': set.lr: given, and also in the grid of [select]",
+        ),
     ],
 )
 def test_a_problem_of_a_file_is_named(

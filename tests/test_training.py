@@ -524,6 +524,35 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(
     assert not Run(tmp_path / "run").is_complete
 
 
+def test_a_logit_that_is_not_finite_ends_the_run_before_anything_is_saved(
+    tasks: dict[str, Task], cfg: TrainConfig, tmp_path: Path
+) -> None:
+    with pytest.raises(DivergedError) as caught:
+        train(
+            [tasks["tickets"]],
+            cfg,
+            out=tmp_path / "run",
+            max_steps=1,
+            warmup_fraction=0.0,
+            lr=1e38,
+        )
+    assert str(caught.value) == (
+        "evaluation stopped after step 1: a logit of tickets is not finite\n"
+        'hint: nothing was saved; try a lower lr, or precision = "fp32"'
+    )
+    assert not Run(tmp_path / "run").is_complete
+
+
+def test_a_fold_that_leaves_no_row_is_refused(
+    tasks: dict[str, Task], cfg: TrainConfig, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError) as caught:
+        train([tasks["tickets"]], cfg, out=tmp_path / "run", max_train_rows=1, fold="1/2")
+    assert str(caught.value) == (
+        "cannot train without fold 1/2 of tickets: no row is left of 1\nhint: use fewer folds"
+    )
+
+
 # --- what a run leaves ----------------------------------------------------------------------
 
 

@@ -110,20 +110,21 @@ def analyse(results: StudyResults, *, seed: int = 0) -> dict[str, Any]:
                     raise ValueError(f"{arm.name}, {task}, seed {number}: {cell.value} as a score")
     arms = {arm.name: arm for arm in results.arms}
     pairs = [(arms[a], arms[b]) for a, b in results.comparisons]
-    scores = _family([(a, b, SCORE, _shared(a.scored, b.scored)) for a, b in pairs], seed)
-    tasks = [(a, b, task, (task,)) for a, b in pairs for task in _shared(a.tasks, b.tasks)]
-    by_task = _family(tasks, seed)
+    shared = [(a, b, SCORE, _shared(a.scored, b.scored)) for a, b in pairs]
+    of_scores = [named for named in shared if named[-1]]
+    of_tasks = [(a, b, task, (task,)) for a, b in pairs for task in _shared(a.tasks, b.tasks)]
+    scores, by_task = _family(of_scores, seed), _family(of_tasks, seed)
     return {
         "arms": {arm.name: _arm_statistics(arm) for arm in results.arms},
         "comparisons": [*scores, *by_task],
         "warnings": [
             *_arm_warnings(results),
             *_comparison_warnings(pairs),
-            *seed_warnings(_fewest(scores), len(pairs), "scores"),
-            *seed_warnings(_fewest(by_task), len(tasks), "tasks"),
+            *seed_warnings(_fewest(scores), len(of_scores), "scores"),
+            *seed_warnings(_fewest(by_task), len(of_tasks), "tasks"),
         ],
-        "methods": _methods(len(pairs), len(tasks), seed),
-        "conclusion": _conclusion(scores, by_task),
+        "methods": _methods(len(of_scores), len(of_tasks), seed),
+        "conclusion": conclusion(scores, by_task),
     }
 
 
@@ -154,17 +155,16 @@ def _statistics(values: Mapping[int, float], degenerate: set[int]) -> dict[str, 
 def _arm_warnings(results: StudyResults) -> list[str]:
     warnings = []
     for arm in results.arms:
-        missing = [seed for seed in results.seeds if seed not in arm.scores(arm.tasks)]
-        if missing:
+        complete = len(arm.scores(arm.tasks).keys() & set(results.seeds))
+        if complete < len(results.seeds):
             warnings.append(
-                f"{arm.name}: {len(missing)} of {len(results.seeds)} seeds are not complete "
-                f"({_listed(missing)})"
+                f"{arm.name}: {complete} of {len(results.seeds)} planned seeds are complete"
             )
         for task in arm.tasks:
             if seeds := arm.degenerate([task]):
                 warnings.append(
-                    f"{arm.name}: {len(seeds)} of {len(arm.values(task))} runs on {task} are "
-                    f"degenerate and counted (seeds {_listed(sorted(seeds))})"
+                    f"{arm.name}, {task}: {len(seeds)} of {len(arm.values(task))} runs degenerate "
+                    f"({_plural(len(seeds), 'seed')} {_listed(sorted(seeds))}), counted like all"
                 )
     if results.teachers == "first":
         warnings.append(
@@ -282,7 +282,7 @@ def seed_warnings(num_seeds: tuple[int, int] | None, family: int, what: str) -> 
     if smallest * family <= stats.LEVEL:
         return []
     return [
-        f"{what}: {num_seeds[0]} against {num_seeds[1]} seeds cannot show a difference at 5 %: "
+        f"{what}: {_seeds(num_seeds)} cannot show a difference at 5 %: "
         f"{_p(smallest)} at best, {_p(min(1.0, family * smallest))} after Holm over {family} "
         f"{_plural(family, 'comparison')}; {stats.seeds_to_reach(family)} seeds per arm are the "
         "fewest that can"
@@ -317,7 +317,9 @@ def _methods(num_scores: int, num_tasks: int, seed: int) -> dict[str, str]:
     }
 
 
-def _conclusion(scores: Sequence[Mapping[str, Any]], by_task: Sequence[Mapping[str, Any]]) -> list:
+def conclusion(
+    scores: Sequence[Mapping[str, Any]], by_task: Sequence[Mapping[str, Any]]
+) -> list[str]:
     sentences = []
     for row in scores:
         sentences.append(_sentence(row))
@@ -329,8 +331,7 @@ def _conclusion(scores: Sequence[Mapping[str, Any]], by_task: Sequence[Mapping[s
 
 def _sentence(row: Mapping[str, Any]) -> str:
     """The outcome of one comparison of scores."""
-    a, b, (num_a, num_b) = row["a"], row["b"], row["n"]
-    seeds = f"{num_a} against {num_b} {_plural(num_b, 'seed')}"
+    a, b, seeds = row["a"], row["b"], _seeds(row["n"])
     scope = f"{len(row['tasks'])} tasks" if len(row["tasks"]) > 1 else row["tasks"][0]
     interval = f"95 % interval {row['ci'][0]:.2f} to {row['ci'][1]:.2f}; " if row["ci"] else ""
     numbers = f"({interval}{_p(row['p_holm'])} after Holm, {seeds}, {scope})"
@@ -369,6 +370,10 @@ def _task_sentence(score: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) 
 
 def _p(p: float) -> str:
     return "p < 0.0001" if p < 0.0001 else f"p = {p:.2g}"
+
+
+def _seeds(num_seeds: Sequence[int]) -> str:
+    return f"{num_seeds[0]} against {num_seeds[1]} {_plural(num_seeds[1], 'seed')}"
 
 
 def _plural(number: int, noun: str) -> str:

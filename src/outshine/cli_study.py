@@ -232,6 +232,11 @@ def _show_plan(study: Study, seeds: Sequence[int] | None, as_json: bool) -> None
     ]
     header = ["chain", "tasks", "runs", "done", "left", "time left"]
     print_table(f"Runs of {facts['study']} in {facts['path']}", header, rows, num_text=2)
+    for choice in facts["choices"]:
+        chosen = ", ".join(f"{key} = {value}" for key, value in choice["chosen"].items())
+        say(
+            f"{choice['chain']} on {len(choice['tasks'])} tasks: {chosen}, by seed {choice['seed']}"
+        )
     unknown = facts["unmeasured"]
     known = clock(facts["seconds_left"])
     say(

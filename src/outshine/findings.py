@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from outshine.analysis import analyse
+from outshine.analysis import SCORE, analyse, conclusion
 from outshine.degenerate import RULE
 from outshine.errors import UserError
 from outshine.margin import TaskPredictions, margin_verdict
@@ -21,7 +21,7 @@ from outshine.readers import data_fingerprint, read_rows
 from outshine.results import Row
 from outshine.runs import Run
 from outshine.study import Study, read_study, results_of
-from outshine.study_file import task_finder
+from outshine.study_source import task_finder
 from outshine.tasks import Task, kind_of
 
 
@@ -45,7 +45,12 @@ def report_data(study: Study) -> dict[str, Any]:
     command = ["outshine", "study", "run", study.source]
     return {
         **analysis,
-        "methods": {**analysis["methods"], "degenerate": RULE},
+        "methods": {
+            **analysis["methods"],
+            "degenerate": RULE,
+            **({"selection": choices} if (choices := _choices(study)) else {}),
+        },
+        "choices": list(study.graph.choices),
         "study": study.spec.name,
         "metrics": dict(results.metrics),
         "dev_rows": dict(results.dev_rows),
@@ -90,6 +95,21 @@ def report_data(study: Study) -> dict[str, Any]:
             for task, reason in row.degenerate.items()
         ],
     }
+
+
+def _choices(study: Study) -> str:
+    """What was chosen on the seed that is not reported, in words."""
+    return " ".join(
+        f"{choice['chain']} on {', '.join(choice['tasks'])}: {_settings(choice['chosen'])}, chosen "
+        f"on seed {choice['seed']} by the score ("
+        + "; ".join(f"{_settings(p)}: {100 * score:.1f}" for p, score in choice["scores"])
+        + ")."
+        for choice in study.graph.choices
+    )
+
+
+def _settings(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} = {_toml(value)}" for key, value in settings.items())
 
 
 def _arm_rows(study: Study, arm: str, rows: Mapping[str, Row]) -> Iterable[Row]:
@@ -163,14 +183,19 @@ def compare(
     # the pair takes its place in the family that was named beforehand, or joins it
     family = [pair for pair in results.comparisons if {*pair} != {a, b}]
     analysis = analyse(replace(results, comparisons=((a, b), *family)))
+    pair = [c for c in analysis["comparisons"] if (c["a"], c["b"]) == (a, b)]
+    others = [f"{arm.name}: " for arm in results.arms if arm.name not in (a, b)]
+    others += [f"{first} against {second}: " for first, second in family]
     return {
         "a": a,
         "b": b,
         "arms": {name: analysis["arms"][name] for name in (a, b)},
-        "comparisons": [c for c in analysis["comparisons"] if (c["a"], c["b"]) == (a, b)],
-        "warnings": analysis["warnings"],
+        "comparisons": pair,
+        "warnings": [w for w in analysis["warnings"] if not w.startswith(tuple(others))],
         "methods": analysis["methods"],
-        "conclusion": analysis["conclusion"],
+        "conclusion": conclusion(
+            [c for c in pair if c["task"] == SCORE], [c for c in pair if c["task"] != SCORE]
+        ),
     }
 
 

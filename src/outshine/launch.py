@@ -23,7 +23,7 @@ from outshine.console import clock, console, say, table
 from outshine.errors import OutshineError, UserError, WorldError
 from outshine.graph import Node
 from outshine.results import Row
-from outshine.study import Study, begin, chosen_seeds, open_study, seconds_left, to_make
+from outshine.study import Study, begin, chosen_seeds, open_study, seconds_left, settled, to_make
 
 EXECUTORS = ("local",)
 PLAIN_LINE_EVERY_S = 30.0
@@ -73,7 +73,9 @@ def run_study(
     chosen = chosen_seeds(study, seeds)
     begin(study)
     left = to_make(study, chosen, study.rows())
-    with _board(study, chosen, min(jobs, max(1, len(left)))) as tell:
+    if not study.graph.pending:
+        jobs = min(jobs, len(left))
+    with _board(study, chosen, max(1, jobs)) as tell:
         if not left:
             pass
         elif jobs == 1:
@@ -81,7 +83,9 @@ def run_study(
 
             work(study, chosen, tell)
         else:
-            _in_processes(study, chosen, min(jobs, len(left)), glue_dir, tell)
+            _in_processes(study, chosen, jobs, glue_dir, tell)
+    study = settled(study)
+    begin(study)
     return study
 
 
@@ -223,6 +227,7 @@ class _Board:
         self._count()
 
     def _count(self) -> dict[str, Row]:
+        self.study = settled(self.study)
         rows = self.study.rows()
         left = to_make(self.study, self.seeds, rows)
         self.total = len(self.study.graph.needed(self.seeds))
@@ -230,14 +235,16 @@ class _Board:
         known, unknown = seconds_left(left, rows)
         self.eta = (
             f"about {clock(known / self.jobs)} left"
-            if not unknown
-            else f"{self.left} runs left, {unknown} of them of a kind not measured yet"
+            if not unknown and not self.study.graph.pending
+            else f"{self.left} left, {unknown} of them of a kind not measured yet"
         )
         return rows
 
     def tell(self, event: dict[str, Any]) -> None:
         """Takes in one event of a worker, and prints its line where there is no terminal."""
         kind, run = event["event"], event.get("run", "")
+        if run and run not in self.study.graph.nodes:
+            self.study = settled(self.study)
         if kind == "begin":
             self.running[run] = {"since": time.monotonic()}
         elif kind == "progress":

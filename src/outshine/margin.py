@@ -123,7 +123,8 @@ def _is_paired(task: TaskPredictions) -> bool:
 def _mean_score(task: TaskPredictions, predictions: Mapping[int, np.ndarray]) -> float:
     """Mean over seeds of the metric on the dev set as it is, in points."""
     metric = metrics.METRICS[task.metric]
-    return 100 * float(np.mean([metric(task.gold, values) for values in predictions.values()]))
+    values = [metric(task.gold, predictions[number]) for number in sorted(predictions)]
+    return 100 * float(np.mean(values))
 
 
 def _judged(difference: float, draws: np.ndarray, margin: float) -> dict[str, Any]:
@@ -144,13 +145,12 @@ def _differences(name: str, task: TaskPredictions, seed: int, num_draws: int) ->
     """(D,) differences of the mean metric between resamples, in points."""
     arms = [{number: arm[number] for number in sorted(arm)} for arm in (task.a, task.b)]
     predictions = [np.stack(list(arm.values())) for arm in arms]
-    # streams named by the seeds: tasks with the same seeds draw the same ones
-    sides = ["both", "both"] if _is_paired(task) else ["a", "b"]
+    # a stream is named by its seeds: arms and tasks with the same seeds draw the same ones
     picks = [
-        np.random.default_rng(stream(seed, "seeds", side, *arm)).integers(
+        np.random.default_rng(stream(seed, "seeds", *arm)).integers(
             len(arm), size=(num_draws, max(1, len(arm) - 1))
         )
-        for side, arm in zip(sides, arms, strict=True)
+        for arm in arms
     ]
     resampled = RESAMPLED[task.metric]
     rng = np.random.default_rng(stream(seed, "rows", name))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from outshine.analysis import seed_warnings
+from outshine.graph import Node
 from outshine.study import Study, chosen_seeds, seconds_left, to_make
 
 
@@ -20,13 +21,14 @@ def plan_facts(study: Study, seeds: Sequence[int] | None = None) -> dict[str, An
         {"study", "path", "seeds", "runs", "done", "left", "seconds_left" (in one process, of the
         kinds that were measured), "unmeasured" (runs of other kinds), "kinds": [{"chain",
         "tasks", "runs", "done", "left", "seconds_left" (None: not measured)}], "to_make": [{"run",
-        "folder", "chain", "tasks", "seed"}] in order, "warnings": [text]}.
+        "folder", "chain", "tasks", "seed"}] in order, "choices" (see `graph.Graph`), "pending"
+        (whether settings are still to be chosen), "warnings": [text]}.
     """
     chosen, rows = chosen_seeds(study, seeds), study.rows()
     nodes = study.graph.needed(chosen)
     left = to_make(study, chosen, rows)
     left_ids = {node.id for node in left}
-    kinds: dict[tuple[str, tuple[str, ...]], list] = {}
+    kinds: dict[tuple[str, tuple[str, ...]], list[Node]] = {}
     for node in nodes:
         kinds.setdefault((node.chain, tuple(task.name for task in node.tasks)), []).append(node)
     described = []
@@ -69,7 +71,14 @@ def plan_facts(study: Study, seeds: Sequence[int] | None = None) -> dict[str, An
             }
             for node in left
         ],
+        "choices": list(study.graph.choices),
+        "pending": study.graph.pending,
         "warnings": [
+            *(
+                ["settings are still to be chosen: the runs that depend on them are not listed"]
+                if study.graph.pending
+                else []
+            ),
             *(seed_warnings(num_seeds, len(pairs), "scores") if pairs else []),
             *(seed_warnings(num_seeds, shared, "tasks") if pairs else []),
         ],

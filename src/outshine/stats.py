@@ -158,8 +158,11 @@ def _subset_sums(weights: np.ndarray, max_size: int) -> np.ndarray:
     """
     counts = np.zeros((max_size + 1, int(weights.sum()) + 1))
     counts[0, 0] = 1.0
-    for weight in weights.tolist():
-        counts[1:, weight:] += counts[:-1, :-weight]
+    end = 1  # of what the weights so far can reach; small weights first, so that it grows late
+    for number, weight in enumerate(np.sort(weights).tolist()):
+        size = min(number, max_size - 1) + 1
+        counts[1 : size + 1, weight : end + weight] += counts[:size, :end]
+        end += weight
     return counts
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,9 @@ from outshine.graph import Graph, Node, build_graph
 from outshine.metrics import NOT_IN_SCORE
 from outshine.results import Row, read_rows
 from outshine.runs import Run
-from outshine.study_file import (
-    StudySpec,
+from outshine.study_file import StudySpec, parse_study
+from outshine.study_source import (
     differences,
-    parse_study,
     read_study_text,
     study_content,
     task_finder,
@@ -62,6 +61,14 @@ class Study:
     def results(self) -> StudyResults:
         """The scores of every arm, as far as they are there."""
         return results_of(self.spec, self.graph, self.rows())
+
+
+def settled(study: Study) -> Study:
+    """The study with the runs that its rows by now allow to name (see `Graph.pending`)."""
+    if not study.graph.pending:
+        return study
+    graph = build_graph(study.spec, study.rows(), study.graph.data)
+    return replace(study, graph=graph)
 
 
 def results_of(spec: StudySpec, graph: Graph, rows: Mapping[str, Row]) -> StudyResults:
@@ -110,7 +117,7 @@ def to_make(study: Study, seeds: Sequence[int], rows: Mapping[str, Row]) -> list
     A run that has its row is done, unless a run that is left needs more of it than there is.
     """
     graph = study.graph
-    reported = {r for of_seed in graph.ends.values() for seed in seeds for r in of_seed[seed]}
+    reported = graph.reported(seeds) | graph.trials
     left: set[str] = set()
     nodes = graph.needed(seeds)
     for node in reversed(nodes):  # students first
@@ -188,7 +195,7 @@ def open_study(
     begun = (path / STUDY_FILE).exists()
     for folder in [*([path] if begun else []), *map(Path, others)]:
         _check_content(folder, spec)
-    graph = build_graph(spec)
+    graph = build_graph(spec, read_rows([path, *map(Path, others)]))
     if begun:
         _check_runs(path, graph)
     return Study(path, spec, graph, source.name, source.files_dir, tuple(map(Path, others)))
@@ -227,31 +234,36 @@ def read_study(
         arm: {int(seed): tuple(runs) for seed, runs in by_seed.items()}
         for arm, by_seed in stored["ends"].items()
     }
-    return Study(
-        path, spec, Graph({}, ends), source.name, source.files_dir, tuple(map(Path, others))
-    )
+    graph = Graph({}, ends, choices=tuple(stored["choices"]))
+    return Study(path, spec, graph, source.name, source.files_dir, tuple(map(Path, others)))
 
 
 def begin(study: Study) -> None:
-    """Writes `study.json`, if it is not there.
+    """Writes `study.json`, if it is not there or does not name all runs yet.
 
     Raises:
         UserError: If the folder holds other files.
     """
     path = study.path / STUDY_FILE
     if path.exists():
+        if len(_stored(study.path)["choices"]) < len(study.graph.choices):
+            _write(study)
         return
     foreign = [entry.name for entry in study.path.iterdir()] if study.path.is_dir() else []
     foreign = [name for name in foreign if not name.startswith(f".{STUDY_FILE}")]
-    if foreign:
+    if foreign and not path.exists():  # another process may just have begun it
         raise UserError(
             f"cannot begin the study in {study.path}: the folder holds other files "
             f"({', '.join(sorted(foreign)[:3])}), expected none",
             "choose a new --out",
         )
+    _write(study)
+
+
+def _write(study: Study) -> None:
     spec = study.spec
     write_json(
-        path,
+        study.path / STUDY_FILE,
         {
             "format": FORMAT,
             "name": spec.name,
@@ -263,6 +275,7 @@ def begin(study: Study) -> None:
                 written: spec.tasks[name].without("files") for written, name in spec.written.items()
             },
             "ends": study.graph.ends,
+            "choices": study.graph.choices,
         },
     )
 
@@ -299,7 +312,9 @@ def _stored(folder: Path) -> dict[str, Any]:
             f"cannot open the study {folder}: no {STUDY_FILE} in it, expected a study's folder",
             "`outshine study run FILE` makes it; --out names it",
         )
-    stored = read_json(path, "format", "source", "file", "files_dir", "settings", "tasks", "ends")
+    stored = read_json(
+        path, "format", "source", "file", "files_dir", "settings", "tasks", "ends", "choices"
+    )
     if stored["format"] != FORMAT:
         raise UserError(
             f"cannot open the study {folder}: format {stored['format']}, expected {FORMAT} "
@@ -324,7 +339,8 @@ def _check_runs(folder: Path, graph: Graph) -> None:
     """Refuses a folder whose runs had other data, tasks or encoder."""
     stored = _stored(folder)["ends"]
     for arm, by_seed in graph.ends.items():
-        other = [seed for seed, runs in by_seed.items() if [*runs] != stored[arm][str(seed)]]
+        before = stored[arm]  # shorter, or empty, as long as settings were not chosen
+        other = [s for s, runs in by_seed.items() if before.get(str(s), [*runs]) != [*runs]]
         if other:
             raise UserError(
                 f"cannot go on with the study {folder}: the runs of {arm!r} are others than when "

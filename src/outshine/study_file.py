@@ -2,49 +2,22 @@
 
 from __future__ import annotations
 
-import re
-import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from outshine.chains import STAGES, Policy, Stage, parse_chain, parse_policy
 from outshine.config import BY_TASK, TrainConfig
 from outshine.errors import UserError, did_you_mean, raise_problems
-from outshine.files import read_errors
-from outshine.glue_tasks import find_task
+from outshine.study_source import study_content, toml_content
 from outshine.tasks import Task, validation_lines
 
-STAGES = ("single", "multi", "finetune")
-POLICIES = ("same-seed", "first", "ensemble:k", "out-of-fold:k")
 # Settings that the study itself decides.
 _OF_THE_STUDY = ("seed", "keep", "fold")
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One link of a chain: `single`, `multi` or `finetune`, with settings of its own if any."""
-
-    kind: str
-    settings: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Policy:
-    """Who teaches the student of one seed: `same-seed`, `first`, `ensemble` or `out-of-fold`.
-
-    Attributes:
-        name: One of these.
-        count: k teachers, 1 for the first two.
-    """
-
-    name: str
-    count: int = 1
-
-    def __str__(self) -> str:
-        return self.name if self.count == 1 else f"{self.name}:{self.count}"
 
 
 @dataclass(frozen=True)
@@ -68,6 +41,21 @@ class Arm:
 
 
 @dataclass(frozen=True)
+class Selection:
+    """How settings are chosen on a seed that is not reported.
+
+    Attributes:
+        seed: Of the runs that choose; none of the study's.
+        grid: The settings that each arm tries, the same for all.
+        settings: Of the runs that choose, such as fewer epochs.
+    """
+
+    seed: int
+    grid: tuple[Mapping[str, Any], ...]
+    settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class StudySpec:
     """A study file, read and checked.
 
@@ -81,6 +69,7 @@ class StudySpec:
         keep: What finished runs keep when nobody needs more: `all`, `predictions`, `metrics`.
         stages: Stage -> its settings.
         by_task: Stage -> task -> settings of its single-task runs.
+        select: How settings are chosen, if they are.
         overrides: Settings of every run, from the command line; they win over the file's.
         content: The file and the overrides as plain data.
         text: The file.
@@ -95,6 +84,7 @@ class StudySpec:
     keep: str
     stages: Mapping[str, Mapping[str, Any]]
     by_task: Mapping[str, Mapping[str, Mapping[str, Any]]]
+    select: Selection | None
     overrides: Mapping[str, Any]
     content: Mapping[str, Any]
     text: str
@@ -140,59 +130,7 @@ class _File(BaseModel):
     teachers: str = "same-seed"
     keep: Literal["all", "predictions", "metrics"] = "predictions"
     stage: dict[str, dict[str, Any]] = {}
-
-
-def read_study_text(path: Path) -> str:
-    """The text of a study file.
-
-    Raises:
-        UserError: If the file is missing or no UTF-8.
-    """
-    with read_errors(path):
-        content = path.read_bytes()
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"cannot read the study file {path}: {error}, expected TOML ({path})", "mend the syntax"
-        ) from None
-
-
-def toml_content(text: str, path: Path) -> dict[str, Any]:
-    """The plain data of a study file's text.
-
-    Raises:
-        UserError: If it is no TOML.
-    """
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(
-            f"cannot read the study file {path}: {error}, expected TOML ({path})", "mend the syntax"
-        ) from None
-
-
-def task_finder(folder: Path, glue_dir: str | Path | None = None) -> Callable[[str], Task]:
-    """Finds the task that a study file means by a name.
-
-    Args:
-        folder: The file's folder, to which paths of task files are relative.
-        glue_dir: See `glue_tasks.glue`.
-    """
-
-    def find(name: str) -> Task:
-        task = find_task(str(folder / name) if is_path(name) else name, glue_dir)
-        if "dev" not in task.dev_splits:
-            raise UserError(
-                f"task {task.name!r} has no dev split, expected one to score its runs on",
-                "add `dev = ...` or `holdout = 200` under [files] of the task",
-            )
-        return task
-
-    def is_path(name: str) -> bool:
-        return name.endswith(".toml") or "/" in name
-
-    return find
+    select: dict[str, Any] | None = None
 
 
 def parse_study(
@@ -222,16 +160,19 @@ def parse_study(
     tasks = _tasks([*file.tasks, *(n for a in written for n in a.tasks)], find, problems)
     arms = tuple(_arms(written, file, tasks, problems))
     stages, by_task = _stages(file, overrides, arms, tasks, problems)
+    seeds = _seeds(file.seeds, problems)
+    select = _selection(file.select, seeds, arms, list(tasks.values()), problems)
     spec = StudySpec(
         name=file.name,
         tasks={task.name: task for task in tasks.values()},
         written={written: task.name for written, task in tasks.items()},
         arms=arms,
-        seeds=_seeds(file.seeds, problems),
+        seeds=seeds,
         compare=file.compare or tuple((arm.name, arms[0].name) for arm in arms[1:]),
         keep=file.keep,
         stages=stages,
         by_task=by_task,
+        select=select,
         overrides=dict(overrides),
         content=study_content(content, overrides),
         text=text,
@@ -248,34 +189,6 @@ def parse_study(
     return spec
 
 
-def study_content(content: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """All that a study is made from, as plain data: its file, and what overrides it."""
-    return dict(content) | ({"--set": dict(overrides)} if overrides else {})
-
-
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What two contents of study files differ in: `key was X, is Y`, one per key."""
-    old, new = dict(_flat(before)), dict(_flat(now))
-    return [
-        f"{key} was {old.get(key, 'not given')}, is {new.get(key, 'not given')}"
-        for key in dict.fromkeys([*old, *new])
-        if old.get(key) != new.get(key)
-    ]
-
-
-def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in content.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        elif key == "arm" and not prefix:
-            for arm in value:
-                yield from _flat(
-                    {k: v for k, v in arm.items() if k != "name"}, f"arm.{arm['name']}."
-                )
-        else:
-            yield prefix + key, list(value) if isinstance(value, tuple) else value
-
-
 # --- seeds, tasks, settings -------------------------------------------------------------------
 
 
@@ -287,6 +200,37 @@ def _seeds(given: int | tuple[int, ...], problems: list[str]) -> tuple[int, ...]
     if not given or len(set(given)) != len(given) or min(given) < 0:
         problems.append(f"seeds: {list(given)}, expected distinct numbers from 0")
     return given
+
+
+def _selection(
+    table: dict[str, Any] | None,
+    seeds: Sequence[int],
+    arms: Sequence[Arm],
+    tasks: Sequence[Task],
+    problems: list[str],
+) -> Selection | None:
+    """[select]: `seed`, `set`, and the grid as lists of values by setting."""
+    if table is None:
+        return None
+    lists = {key: value for key, value in table.items() if key not in ("seed", "set")}
+    seed, settings = table.get("seed"), table.get("set", {})
+    names = [task.name for task in tasks]
+    if not isinstance(seed, int) or seed in seeds or seed < 0:
+        problems.append(f"select.seed: {seed}, expected a number that is none of the seeds")
+        seed = 0
+    bad = [key for key, values in lists.items() if not isinstance(values, list) or len(values) < 2]
+    for key in bad:
+        problems.append(f"select.{key}: {lists.pop(key)!r}, expected a list of two values or more")
+    if not lists and not bad:
+        problems.append("select: no grid, expected lists such as lr = [1e-4, 3e-4]")
+    grid = tuple(dict(zip(lists, values, strict=True)) for values in product(*lists.values()))
+    _check_settings(settings, "select.set", names, problems)
+    for point in grid:
+        _check_settings(point, "select", names, problems)
+    for arm in arms:
+        for key in [key for key in lists if any(key in stage.settings for stage in arm.stages)]:
+            problems.append(f"arm {arm.name!r}: set.{key}: given, and also in the grid of [select]")
+    return Selection(seed, grid, settings)
 
 
 def _tasks(
@@ -437,67 +381,3 @@ def _links(
     # its settings are those of the last stage: the teachers stay the same runs
     stages[-1] = Stage(stages[-1].kind, {**stages[-1].settings, **arm.set})
     return tuple(stages)
-
-
-def parse_chain(chain: str, names: Sequence[str] = ()) -> list[str]:
-    """The links of a chain such as `single->multi+finetune`: stages, or first an arm's name.
-
-    Args:
-        chain: As written; `->` reads "teaches", `+finetune` at the end goes on with the weights.
-        names: Of other arms, one of which may be the first link.
-
-    Raises:
-        ValueError: With a second line that shows the chain and a third that points at the place.
-    """
-    body, plus, end = chain.partition("+")
-    links: list[str] = []
-    position = 0
-    for part in body.split("->"):
-        link = part.strip()
-        place = position + len(part) - len(part.lstrip())
-        if link in ("single", "multi") or (link in names and not links):
-            links.append(link)
-        elif not link:
-            raise ValueError(_pointed("a stage is missing, expected single or multi", chain, place))
-        elif link == "finetune":
-            text = "finetune teaches nobody, expected `+finetune` at the end of the chain"
-            raise ValueError(_pointed(text, chain, place))
-        else:
-            known = did_you_mean(link, ["single", "multi", *names])
-            text = f"unknown stage {link!r}{known}, expected single or multi"
-            raise ValueError(_pointed(text, chain, place))
-        position += len(part) + len("->")
-    if plus:
-        last = end.strip()
-        place = len(body) + len(plus) + len(end) - len(end.lstrip())
-        if last.startswith("finetune") and last != "finetune":
-            text = f"{last.removeprefix('finetune')!r} after finetune, expected the chain's end"
-            raise ValueError(_pointed(text, chain, place + len("finetune")))
-        if last != "finetune":
-            known = did_you_mean(last, ["finetune"])
-            text = f"{last!r} after `+`{known}, expected finetune at the end of the chain"
-            raise ValueError(_pointed(text, chain, place))
-        if links[-1] != "multi" and links[-1] not in names:
-            text = f"finetune after {links[-1]}, expected after multi"
-            raise ValueError(_pointed(text, chain, place))
-        links.append("finetune")
-    return links
-
-
-def _pointed(text: str, chain: str, place: int) -> str:
-    return f"{text}\n    {chain}\n    {' ' * place}^"
-
-
-def parse_policy(text: str) -> Policy:
-    """Reads `same-seed`, `first`, `ensemble:k` or `out-of-fold:k`.
-
-    Raises:
-        ValueError: If it is none of these.
-    """
-    found = re.fullmatch(r"(ensemble|out-of-fold):([0-9]+)", text)
-    if text in POLICIES[:2]:
-        return Policy(text)
-    if not found or int(found[2]) < 2:
-        known = did_you_mean(text, POLICIES)
-        raise ValueError(f"teachers: {text!r}{known}, expected {', '.join(POLICIES)} with k from 2")
-    return Policy(found[1], int(found[2]))

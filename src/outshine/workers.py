@@ -26,7 +26,7 @@ from outshine.predictions import Predictions
 from outshine.provenance import provenance
 from outshine.results import Claims, Row, append_row
 from outshine.runs import FORMAT, Run, locked
-from outshine.study import Study, serves, to_make
+from outshine.study import Study, serves, settled, to_make
 from outshine.tasks import kind_of
 from outshine.training import DivergedError, train
 
@@ -55,7 +55,8 @@ def work(study: Study, seeds: Sequence[int], notify: Notify) -> None:
     """
     claims = Claims(study.path)
     try:
-        while left := to_make(study, seeds, study.rows()):
+        while (study := settled(study)).graph.pending or to_make(study, seeds, study.rows()):
+            left = to_make(study, seeds, study.rows())
             node = _take(study, left, seeds, claims)
             if node is None:  # what can be made is being made elsewhere
                 notify({"event": "waiting"})
