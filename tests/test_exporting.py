@@ -211,7 +211,7 @@ def test_the_card_tells_scores_data_time_and_limits(student: Path, tmp_path: Pat
         assert fact in card.text
     single = ModelCard.load(tmp_path / "out" / "tickets" / "README.md")
     assert single.data.library_name == "transformers"
-    assert "as one head of a model for urgency, duplicate, too" in single.text
+    assert "as one head of a model that answers urgency, duplicate, too" in single.text
 
 
 # --- bad input --------------------------------------------------------------------------------

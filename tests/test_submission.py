@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
 
 import outshine
 from outshine import submission
@@ -187,6 +188,27 @@ def test_a_row_with_an_empty_text_is_answered(run: Path, glue_dir: Path, tmp_pat
     path.write_text("\n".join(lines) + "\n")
     submit(run, tmp_path / "glue.zip", glue_dir=glue_dir, fill="majority")
     assert len(files_of(tmp_path / "glue.zip")["MRPC.tsv"]) == 1 + ROWS
+
+
+def test_rows_of_the_hub_are_numbered_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def split_of(*names: str) -> Dataset:
+        asked.append(names)
+        return Dataset.from_dict(
+            {"premise": ["a", "b"], "hypothesis": ["c", ""], "label": [-1] * 2}
+        )
+
+    monkeypatch.delenv("OUTSHINE_GLUE_DIR", raising=False)
+    monkeypatch.setattr(submission, "data_set_split", split_of)
+    (task,) = outshine.glue("mnli")
+    found = [submission._read_test(part, task) for part in PARTS if part.task == "mnli"]
+    assert found == [[("0", ("a", "c")), ("1", ("b", ""))]] * 3
+    assert asked == [
+        ("nyu-mll/glue", "mnli", "test_matched"),
+        ("nyu-mll/glue", "mnli", "test_mismatched"),
+        ("nyu-mll/glue", "ax", "test"),
+    ]
 
 
 # --- refusals ---------------------------------------------------------------------------------

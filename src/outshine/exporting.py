@@ -235,9 +235,7 @@ def _show(content: dict[str, Any]) -> None:
         [name, str(facts["rows"]), str(facts["dev_rows"]), f"{facts['largest_difference']:.1e}"]
         for name, facts in content["verified"].items()
     ]
-    show(
-        "Compared with the run, as float32", ["task", "rows", "of dev", "largest difference"], rows
-    )
+    show("Compared with the run", ["task", "rows", "of dev", "largest difference"], rows)
     if "int8" in content:
         rows = [
             [name, facts["metric"], *(f"{100 * facts[k]:.1f}" for k in ("float32", "int8")),
