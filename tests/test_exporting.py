@@ -86,7 +86,8 @@ def test_an_exported_task_says_its_labels_and_problem(student: Path, tmp_path: P
 
 
 def test_an_exported_task_is_a_teacher_with_the_same_logits(student: Path, tmp_path: Path) -> None:
-    from outshine.model import classifier_model, load_model
+    from outshine.classifiers import classifier_model
+    from outshine.model import load_model
 
     exporting.export(student, tmp_path / "urgency", task="urgency")
     task = next(task for task in outshine.load(student).tasks if task.name == "urgency")

@@ -305,7 +305,7 @@ READ_OWN = """
 import sys
 from outshine import Task, readers, errors
 task = Task.load(sys.argv[1])
-tally = readers.Tally()
+tally = cells.Tally()
 print([(row.id, row.texts, row.gold) for row in readers.read_rows(task, "train", tally)])
 print(tally.unlabelled)
 for change in ({"hub_config": "nope"}, {"files": {"train": "nope"}}, {"text": ("bdy",)}):

@@ -18,8 +18,9 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from families import FAMILIES
+from outshine.classifiers import classifier_model
 from outshine.errors import UserError
-from outshine.model import build_model, classifier_model, load_model, save_model
+from outshine.model import build_model, load_model, save_model
 from outshine.tasks import Task
 
 Checkpoint = Callable[[str], Path]

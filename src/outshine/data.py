@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from outshine.cells import Tally
 from outshine.errors import UserError
 from outshine.files import (
     cache_dir,
@@ -28,7 +29,7 @@ from outshine.files import (
     world_errors,
     write_arrays,
 )
-from outshine.readers import Row, Tally, data_fingerprint, read_rows
+from outshine.readers import Row, data_fingerprint, read_rows
 from outshine.seeds import stream
 from outshine.tasks import Task
 

@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from outshine.classifiers import to_classifier
 from outshine.console import show
 from outshine.encoders import loading
 from outshine.errors import UserError, did_you_mean
 from outshine.files import read_json, replacing_folder, write_json
 from outshine.hub import asking_the_hub
-from outshine.model import MultiTaskModel, load_model, to_classifier, token_inputs
+from outshine.model import MultiTaskModel, load_model, token_inputs
 from outshine.model_card import public_name, write_card
 from outshine.onnx_export import check_packages, write_onnx
 from outshine.predicting import Predictor, Texts, load

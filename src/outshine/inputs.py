@@ -19,9 +19,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from outshine.cells import cell_text, existing_file
 from outshine.console import say
 from outshine.errors import UserError
-from outshine.readers import cell_text, existing_file
 
 STANDARD_INPUT = "standard input"
 FORMATS = ("jsonl", "csv", "tsv", "parquet", "lines")

@@ -9,7 +9,6 @@ head is that last layer for one task, which makes every task exportable as that 
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -183,7 +182,7 @@ def _network(
     network.eval()
     network.config.id2label = labels
     if pooling == "auto":
-        return network, _remove_last_layer(network, location, _MARK).in_features
+        return network, remove_last_layer(network, location, _MARK).in_features
     return network, int(config.hidden_size)
 
 
@@ -205,7 +204,7 @@ def _check_loaded(location: str, network: PreTrainedModel, info: Mapping[str, An
     )
 
 
-def _remove_last_layer(network: PreTrainedModel, location: str, num_labels: int) -> nn.Linear:
+def remove_last_layer(network: PreTrainedModel, location: str, num_labels: int) -> nn.Linear:
     """Replaces the last linear layer by the identity and returns it."""
     inside = {id(module) for module in network.base_model.modules()}
     last = [
@@ -224,43 +223,6 @@ def _remove_last_layer(network: PreTrainedModel, location: str, num_labels: int)
     name, module = last[0]
     network.set_submodule(name, nn.Identity())
     return module
-
-
-def classifier_model(location: str, task: Task) -> MultiTaskModel:
-    """Reads a transformers sequence classifier as a model with one head, for use as a teacher.
-
-    Its last layer becomes the head: rows in the order of the task's labels, or for regression
-    scaled so that the output is the label on [0, 1].
-
-    Args:
-        location: Folder or hub id of a sequence-classification checkpoint.
-        task: What it should predict.
-
-    Raises:
-        UserError: If it cannot be loaded, or its labels are not the task's.
-    """
-    from transformers import AutoModelForSequenceClassification
-
-    with loading(f"the classifier {location}"):
-        network, info = AutoModelForSequenceClassification.from_pretrained(
-            location, dtype=torch.float32, output_loading_info=True
-        )
-    raise_problems(
-        f"cannot load the classifier {location}",
-        [f"weight {key} is missing" for key in sorted(info["missing_keys"])],
-        "a teacher must be a complete sequence-classification checkpoint",
-    )
-    network.eval()
-    last = _remove_last_layer(network, location, network.config.num_labels)
-    model = MultiTaskModel(network, last.in_features, "auto", [task])
-    names = [str(network.config.id2label[i]) for i in range(last.out_features)]
-    rows, scale, shift = kind_of(task).classifier_rows(task, names)
-    head = model.head(task.name)
-    with torch.no_grad():
-        head.weight.copy_(last.weight[rows] * scale)
-        bias = last.bias if last.bias is not None else torch.zeros(last.out_features)
-        head.bias.copy_(bias[rows] * scale + shift)
-    return model
 
 
 def num_positions(model: MultiTaskModel) -> int | None:
@@ -284,54 +246,6 @@ def weights_digest(model: nn.Module) -> str:
         total.update(name.encode())
         total.update(tensor.detach().contiguous().cpu().numpy().data)
     return total.hexdigest()
-
-
-def output_layer(model: MultiTaskModel, task: Task) -> nn.Linear:
-    """A task's head as a transformers classifier has it: values leave on the label's own scale."""
-    head = model.head(task.name)
-    factor, shift = kind_of(task).output_scale(task)
-    layer = nn.Linear(head.in_features, head.out_features)
-    with torch.no_grad():
-        layer.weight.copy_(head.weight * factor)
-        layer.bias.copy_(head.bias * factor + shift)
-    return layer
-
-
-def to_classifier(model: MultiTaskModel, task: Task) -> PreTrainedModel:
-    """The family's sequence classifier with a task's head as its last layer.
-
-    It is the inverse of `classifier_model`.
-
-    Args:
-        model: On the CPU, with attention as the family has it.
-        task: One of the model's tasks.
-
-    Raises:
-        UserError: If the pooling is not the family's own, or its last layer has no bias.
-    """
-    from transformers import AutoModelForSequenceClassification
-
-    what = f"cannot make a transformers classifier of task {task.name!r}"
-    hint = "`--format onnx` exports what transformers has no class for"
-    if model.pooling != "auto":
-        raise UserError(
-            f"{what}: pooling {model.pooling!r}, expected 'auto', the family's own", hint
-        )
-    config = copy.deepcopy(model.network.config)
-    names = kind_of(task).table_columns(task)
-    config.id2label = dict(enumerate(names))
-    config.label2id = {name: i for i, name in config.id2label.items()}
-    config.problem_type = kind_of(task).problem_type
-    classifier = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
-    missing = classifier.load_state_dict(model.network.state_dict(), strict=False).missing_keys
-    (name,) = {key.rpartition(".")[0] for key in missing}
-    if classifier.get_submodule(name).bias is None:
-        raise UserError(
-            f"{what}: the last layer of {type(classifier).__name__} has no bias, expected one",
-            hint,
-        )
-    classifier.set_submodule(name, output_layer(model, task))
-    return classifier.eval()
 
 
 def token_inputs(tokenizer: Any, model: MultiTaskModel) -> bool:

@@ -17,11 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from outshine.classifiers import output_layer
 from outshine.console import progress
 from outshine.encoders import load_tokenizer
 from outshine.errors import UserError
 from outshine.metrics import compute
-from outshine.model import MultiTaskModel, output_layer, write_tasks
+from outshine.model import MultiTaskModel, write_tasks
 from outshine.predicting import Texts
 from outshine.readers import Row, read_rows
 from outshine.tasks import Task, kind_of

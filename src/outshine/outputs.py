@@ -21,10 +21,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
+from outshine.cells import cell_text
 from outshine.console import say
 from outshine.errors import UserError
 from outshine.files import read_json, replacing, world_errors, write_json
-from outshine.readers import cell_text
 
 FORMATS = ("jsonl", "csv", "parquet")
 _BY_ENDING = {".csv": "csv", ".parquet": "parquet"}

@@ -16,13 +16,14 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from outshine.cells import FileFormat, Tally, cell_text, file_cells
 from outshine.console import progress, say, show
 from outshine.errors import UserError, did_you_mean, raise_problems
 from outshine.files import read_errors, replacing
 from outshine.glue_tasks import glue, id_column, named_tasks, official_labels
 from outshine.hub import data_set_split
 from outshine.predicting import Predictor, Texts, load
-from outshine.readers import FileFormat, Tally, cell_text, file_cells, read_rows
+from outshine.readers import read_rows
 from outshine.runs import Run
 from outshine.tasks import Task, kind_of
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from outshine.cells import FileFormat, Tally, cell_text, existing_file, file_cells
+from outshine.classifiers import classifier_model
 from outshine.console import progress, say
 from outshine.data import TokenTable, encode
 from outshine.encoders import load_tokenizer, locate
@@ -20,9 +22,8 @@ from outshine.evaluation import predict_table
 from outshine.files import cache_dir, digest
 from outshine.forward import Forward, load_forward, make_forward
 from outshine.kinds import to_number
-from outshine.model import classifier_model, num_positions, weights_digest
+from outshine.model import num_positions, weights_digest
 from outshine.predictions import Predictions
-from outshine.readers import FileFormat, Tally, cell_text, existing_file, file_cells
 from outshine.runs import Run, is_run_config, open_run
 from outshine.tasks import FILE_ENDINGS, Task, kind_of
 
