@@ -303,7 +303,7 @@ def test_glue_is_read_from_the_hub_with_its_class_names(
 
 READ_OWN = """
 import sys
-from outshine import Task, readers, errors
+from outshine import Task, cells, readers, errors
 task = Task.load(sys.argv[1])
 tally = cells.Tally()
 print([(row.id, row.texts, row.gold) for row in readers.read_rows(task, "train", tally)])
