@@ -200,6 +200,27 @@ def student(tmp_path_factory: pytest.TempPathFactory, encoder: Path) -> Path:
     return outshine.train(tasks, cfg, out=folder / "run").path
 
 
+@pytest.fixture(scope="session")
+def varied(make_encoder: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A finished run on tickets, urgency and duplicate whose answers differ from row to row."""
+    import outshine
+
+    folder = tmp_path_factory.mktemp("varied")
+    makers = (write_tickets, write_urgency, write_duplicate)
+    tasks = [outshine.Task.load(make(folder / "tasks")) for make in makers]
+    encoder = str(make_encoder("bert", initializer_range=0.2))
+    cfg = outshine.TrainConfig(encoder=encoder, max_steps=3, batch_size=8, device="cpu")
+    return outshine.train(tasks, cfg, out=folder / "run")
+
+
+@pytest.fixture(scope="session")
+def model(varied: Any) -> Any:
+    """That run, ready to be asked."""
+    from outshine.predicting import load
+
+    return load(varied, device="cpu")
+
+
 @pytest.fixture
 def glue_dir() -> str:
     """Folder of the real GLUE files; the test is skipped where there is none."""

@@ -1,11 +1,14 @@
 """A small hub on the loopback: serves folders by the part of the HTTP API that the clients call.
 
+It also takes commits to models.
+
 Layout of the folder: `models/<org>/<name>/...` and `datasets/<org>/<name>/...`. A repository has
 one commit, named by its content.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 from collections.abc import Iterator
@@ -83,6 +86,12 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(self.hub.status, b"")
         url = urlsplit(self.path)
         parts = [unquote(part) for part in url.path.strip("/").split("/")]
+        if parts[:2] == ["api", "repos"] or parts[-1] == "validate-yaml" or "commit" in parts:
+            return self._write(parts[2:], body)
+        if "preupload" in parts:
+            files = [{"path": file["path"]} for file in json.loads(body)["files"]]
+            facts = {"uploadMode": "regular", "shouldIgnore": False}
+            return self._json({"files": [file | facts for file in files]})
         if parts[0] == "api" and len(parts) >= 4 and parts[1] in ("models", "datasets"):
             return self._api(parts[1], parts[2:4], parts[4:], body)
         kind = "datasets" if parts[0] == "datasets" else "models"
@@ -95,6 +104,25 @@ class _Handler(BaseHTTPRequestHandler):
         if not path.is_file():
             return self._missing("EntryNotFound", _oid(*_files(repository)))
         return self._send(200, path.read_bytes(), _oid(*_files(repository)), _oid(path))
+
+    def _write(self, parts: list[str], body: str) -> None:
+        """A new repository, or a commit to one whose files all stand in the request."""
+        if parts == ["create"]:
+            wanted = json.loads(body)
+            name = f"{wanted['organization']}/{wanted['name']}"
+            self.hub.folder.joinpath("models", name).mkdir(parents=True, exist_ok=True)
+            return self._json({"url": f"{self.hub.url}/{name}", "id": name})
+        if not parts:
+            return self._json({"errors": [], "warnings": []})
+        repository = self.hub.folder.joinpath("models", *parts[:2])
+        for line in map(json.loads, body.splitlines()):
+            if line["key"] == "file":
+                path = repository / line["value"]["path"]
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(base64.b64decode(line["value"]["content"]))
+        commit = _oid(*_files(repository))
+        url = f"{self.hub.url}/{'/'.join(parts[:2])}/commit/{commit}"
+        return self._json({"success": True, "commitOid": commit, "commitUrl": url})
 
     def _api(self, kind: str, repo: list[str], rest: list[str], body: str) -> None:
         repository = self.hub.folder.joinpath(kind, *repo)

@@ -159,3 +159,11 @@ def test_unknown_setting_gets_a_did_you_mean() -> None:
     assert caught.value.message == (
         "cannot use the settings: unknown key 'warmup_fracton' (did you mean 'warmup_fraction'?)"
     )
+
+
+@pytest.mark.parametrize("fold", ["3/2", "1/1"])
+def test_a_fold_is_one_of_two_or_more(fold: str) -> None:
+    with pytest.raises(UserError) as caught:
+        build({"fold": fold})
+    assert f'fold: "{fold}", expected one of two or more, such as "2/5"' in caught.value.message
+    assert build({"fold": "2/5"}).fold == "2/5"

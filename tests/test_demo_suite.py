@@ -7,8 +7,9 @@ from collections import Counter
 
 import pytest
 
+from outshine.cells import Tally
 from outshine.demo import TASKS, demo_tasks
-from outshine.readers import Row, Tally, read_rows
+from outshine.readers import Row, read_rows
 from outshine.tasks import Task
 
 SIZES = {

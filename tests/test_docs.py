@@ -74,11 +74,13 @@ def run_shell(text: str, encoder: Path) -> None:
         if is_outshine and not (rest if pipe else before).strip():
             given = bash(source) if pipe else ""
             words = shlex.split(arguments.replace("builtin", str(encoder)), comments=True)
-            words += FEW_STEPS if words[0] in ("train", "distill") else []
+            takes = ("train", "distill") if words[0] != "study" else ("plan", "run")
+            short = words[0] in takes or (words[1] in takes and words[2].endswith(".toml"))
+            words += FEW_STEPS if short else []
             result = CliRunner().invoke(app, words, input=given)
             assert result.exit_code == 0, f"{command}\n{result.output}"
         else:
-            bash(command)
+            bash(command.replace('"builtin"', f'"{encoder}"'))
 
 
 def bash(command: str) -> str:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from outshine.cells import Tally
 from outshine.errors import UserError
 from outshine.glue_tasks import GLUE_TASKS, find_task, glue
-from outshine.readers import Tally, read_rows
+from outshine.readers import read_rows
 
 # Task -> (rows of train, of dev, rows of each class in train). The class counts tell swapped or
 # misread labels; QQP, MNLI and QNLI are the samples of shared data, not the full sets.

@@ -18,8 +18,10 @@ import pyarrow.parquet
 import pytest
 
 import hub
+import outshine
 from outshine import encoders, readers
 from outshine.errors import OutshineError, UserError, WorldError
+from outshine.exporting import push_to_hub
 from outshine.tasks import Task
 
 GLUE_CARD = """---
@@ -301,9 +303,9 @@ def test_glue_is_read_from_the_hub_with_its_class_names(
 
 READ_OWN = """
 import sys
-from outshine import Task, readers, errors
+from outshine import Task, cells, readers, errors
 task = Task.load(sys.argv[1])
-tally = readers.Tally()
+tally = cells.Tally()
 print([(row.id, row.texts, row.gold) for row in readers.read_rows(task, "train", tally)])
 print(tally.unlabelled)
 for change in ({"hub_config": "nope"}, {"files": {"train": "nope"}}, {"text": ("bdy",)}):
@@ -375,3 +377,49 @@ def test_the_command_ends_with_the_code_of_the_error(
     assert "cannot read org/absent from the hub: " in done.stderr
     assert "\nhint: " in done.stderr
     assert "Traceback" not in done.stderr
+
+
+# --- writing ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def exported(student: Path, tmp_path: Path) -> Path:
+    outshine.export(student, tmp_path / "out", task="tickets")
+    return tmp_path / "out"
+
+
+def test_an_export_is_pushed_as_one_commit_and_loads_from_the_hub(
+    server: hub.Hub, client: Callable, exported: Path
+) -> None:
+    client(server.url)
+    assert push_to_hub(exported, "org/desk") == f"{server.url}/org/desk"
+    pushed = server.folder / "models/org/desk"
+    assert {path.name: path.read_bytes() for path in pushed.iterdir() if path.is_file()} == {
+        path.name: path.read_bytes() for path in exported.iterdir()
+    }
+    assert sum("/commit/" in request for request in server.requests) == 1
+    push_to_hub(exported, "org/desk")  # the repository exists by now
+    assert encoders.locate("org/desk")
+
+
+def test_what_is_no_export_is_not_pushed(server: hub.Hub, client: Callable, student: Path) -> None:
+    client(server.url)
+    with pytest.raises(UserError, match=r"^cannot read .*export\.json: no such file"):
+        push_to_hub(student, "org/desk")
+    assert server.requests == []
+
+
+def test_a_push_that_is_not_allowed_is_the_users_mistake(
+    server: hub.Hub, client: Callable, exported: Path
+) -> None:
+    client(server.url)
+    for status in (401, 403):
+        server.status = status
+        with pytest.raises(UserError) as caught:
+            push_to_hub(exported, "org/desk")
+        assert str(caught.value) == (
+            f"cannot push {exported} to org/desk: the hub does not allow it (status {status})\n"
+            "hint: log in with `hf auth login`, with a token that may do this"
+        )
+    with pytest.raises(UserError, match="no such repository on the hub"):
+        push_to_hub(exported, "no/such/name")

@@ -183,3 +183,22 @@ def test_every_kind_has_metrics_that_are_known() -> None:
     assert {metric for kind in KINDS.values() for metric in kind.metrics} <= METRICS.keys()
     assert kind_of(TEAMS) is CLASSIFICATION
     assert kind_of(URGENCY) is REGRESSION
+
+
+@pytest.mark.parametrize("task", [TEAMS, URGENCY], ids=lambda task: task.kind)
+def test_output_scale_is_the_inverse_of_classifier_rows(task: Task) -> None:
+    kind = kind_of(task)
+    factor, shift = kind.output_scale(task)
+    rows, back, back_shift = kind.classifier_rows(task, kind.table_columns(task))
+    assert rows == list(range(kind.num_outputs(task)))
+    logits = LOGITS[:, : len(rows)]
+    np.testing.assert_allclose((logits * factor + shift) * back + back_shift, logits, atol=1e-6)
+
+
+def test_cells_are_labels_or_values_within_the_range_that_are_read_again() -> None:
+    assert CLASSIFICATION.cells(TEAMS, LOGITS) == ["billing", "other", "tech"]
+    values = np.array([[-0.1], [0.123456], [1.2]], np.float32)
+    assert REGRESSION.cells(URGENCY, values) == ["-1.000", "-0.506", "3.000"]
+    for task, logits in ((TEAMS, LOGITS), (URGENCY, values)):
+        for cell in kind_of(task).cells(task, logits):
+            kind_of(task).parse_gold(task, cell)

@@ -19,29 +19,34 @@ MAX_LINES = 400
 
 # A file imports only from lower layers, also inside functions; types alone may come from anywhere.
 LAYERS = (
-    "console errors kinds limits metrics micro_batching schedules seeds service_docs",
-    "files hub",
-    "encoders jsonlines tasks",
-    "config glue_tasks predictions readers runs",
-    "data",
+    "console errors kinds limits metrics micro_batching schedules seeds service_docs stats",
+    "analysis chains files hub margin report_tables",
+    "encoders report_figures tasks",
+    "cells config glue_tasks predictions report_html runs",
+    "inputs outputs readers report",
+    "data degenerate study_source",
+    "results study_file",
+    "graph",
+    "study",
+    "findings plan",
     # Only from here on is torch imported.
-    "batches checks devices dropout model optim",
-    "depths packing",
+    "batches checks devices dropout embedding model model_card optim",
+    "classifiers depths packing",
     "forward",
-    "evaluation losses",
-    "service teachers",
-    "planning service_requests",
-    "checkpoints serving",
+    "evaluation losses predicting",
+    "bulk calibration service submission teachers verification",
+    "onnx_export planning service_requests",
+    "checkpoints exporting serving",
     "journal provenance",
     "training",
-    "comparison costs doctor",
-    "distillation",
+    "comparison costs doctor workers",
+    "distillation launch",
     "demo preview",
     "command",
-    "cli_serve cli_tasks",
+    "cli_predict cli_serve cli_study cli_tasks cli_use",
     "cli __init__",
 )
-NUM_TORCH_FREE = 5
+NUM_TORCH_FREE = 10
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names.split()}
 PICKLES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 PICKLING_CALLS = {"torch.save", "torch.load", "np.load", "numpy.load"}
@@ -115,7 +120,8 @@ def test_a_violation_of_the_layers_is_found_inside_functions() -> None:
 def test_importing_does_not_import_torch(names: list[str]) -> None:
     code = (
         f"import sys, {', '.join(names)}\n"
-        "print(*({'torch', 'transformers', 'datasets', 'sklearn', 'scipy'} & {*sys.modules}))"
+        "slow = {'torch', 'transformers', 'datasets', 'sklearn', 'scipy', 'matplotlib', 'jinja2'}\n"
+        "print(*(slow & {*sys.modules}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []

@@ -18,8 +18,9 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from families import FAMILIES
+from outshine.classifiers import classifier_model
 from outshine.errors import UserError
-from outshine.model import build_model, classifier_model, load_model, save_model
+from outshine.model import build_model, load_model, save_model
 from outshine.tasks import Task
 
 Checkpoint = Callable[[str], Path]
@@ -240,7 +241,7 @@ def test_a_saved_model_holds_an_encoder_that_transformers_loads(
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        (lambda w: w.pop("heads.team.bias"), "heads.team.bias is missing"),
+        (lambda w: w.pop("heads.task-team.bias"), "heads.task-team.bias is missing"),
         (lambda w: w.pop("network.classifier.dense.bias"), "dense.bias is missing"),
         (lambda w: w.update(stray=torch.ones(1)), "stray is unknown"),
     ],

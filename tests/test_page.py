@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from browser import Page, browser_page
-from outshine.evaluation import load
+from outshine.predicting import load
 from test_serving import server_of
 
 CTRL = 2

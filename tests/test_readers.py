@@ -12,8 +12,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from outshine.cells import Tally, cell_text
 from outshine.errors import UserError
-from outshine.readers import Row, Tally, cell_text, data_fingerprint, is_labelled, read_rows
+from outshine.readers import Row, data_fingerprint, is_labelled, read_rows
 from outshine.tasks import Task
 
 CELLS = [

@@ -25,8 +25,8 @@ from typer.testing import CliRunner
 
 from outshine import serving
 from outshine.cli import app as command_line
-from outshine.evaluation import Predictor, load
 from outshine.limits import Limits
+from outshine.predicting import Predictor, load
 
 TEXT = {"text": "refund my invoice"}
 PAIR = {"id": 7, "left": "the login", "right": "a crash"}
@@ -81,11 +81,11 @@ def slow(predictor: Predictor, wait: Callable[[], Any]) -> Predictor:
     warm = threading.Event()
 
     class Slow(Predictor):
-        def answer(self, *args: Any) -> list[dict[str, Any]]:
+        def answer_texts(self, *args: Any) -> list[dict[str, Any]]:
             if warm.is_set():
                 wait()
             warm.set()
-            return super().answer(*args)
+            return super().answer_texts(*args)
 
     return Slow(predictor.forward, predictor.tokenizer, predictor.tasks, predictor.max_length)
 
@@ -233,7 +233,7 @@ REFUSED = {
     "infinite": (
         b'{"inputs": [{"id": 1e999, "text": "x"}]}',
         400,
-        "cannot read the request: the number 1e999 is too large, expected JSON",
+        "cannot read the request: 1e999 is no finite number, expected JSON",
         EXAMPLE,
     ),
     "half a surrogate pair": (
@@ -708,7 +708,7 @@ def test_ctrl_c_ends_with_130(student: Path) -> None:
 def test_a_port_in_use_ends_with_1_before_the_model_is_loaded(
     student: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("outshine.evaluation.load", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr("outshine.predicting.load", lambda *_, **__: pytest.fail("loaded"))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert serve(student, "--port", str(port), code=1) == (

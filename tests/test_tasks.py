@@ -90,7 +90,7 @@ def test_held_out_rows_are_a_dev_split_unless_one_is_given() -> None:
 
 
 def test_dev_splits_are_dev_and_those_named_after_it() -> None:
-    files = dict.fromkeys(("train", "dev", "dev_mismatched", "test", "development"), "x.csv")
+    files = dict.fromkeys(("train", "dev", "dev_mismatched", "test", "test_mismatched"), "x.csv")
     task = Task(name="t", text=("a",), label="y", labels=("p", "q"), files=files)
     assert task.dev_splits == ("dev", "dev_mismatched")
 

@@ -26,10 +26,10 @@ from conftest import write_duplicate, write_tickets, write_urgency
 from outshine import batches, training
 from outshine.config import TrainConfig, resolve
 from outshine.errors import UserError
-from outshine.evaluation import load
 from outshine.kinds import softmax
 from outshine.losses import micro_batch_loss
 from outshine.planning import Plan, describe, prepare
+from outshine.predicting import load
 from outshine.predictions import Predictions
 from outshine.runs import Run
 from outshine.tasks import Task
@@ -466,7 +466,7 @@ def test_resuming_with_other_settings_names_the_key(
             anneal="cosine",
         )
     assert str(caught.value) == (
-        f"cannot resume {interrupted.path}: settings.anneal was linear, is cosine, "
+        f"cannot go on with the run {interrupted.path}: settings.anneal was linear, is cosine, "
         "settings.lr was 0.001, is 0.002\n"
         "hint: give the same settings and data to resume, or --force to start anew"
     )
@@ -522,6 +522,35 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(
     for parameter, before in zip(models[-1].parameters(), weights, strict=True):
         assert torch.equal(parameter, before)
     assert not Run(tmp_path / "run").is_complete
+
+
+def test_a_logit_that_is_not_finite_ends_the_run_before_anything_is_saved(
+    tasks: dict[str, Task], cfg: TrainConfig, tmp_path: Path
+) -> None:
+    with pytest.raises(DivergedError) as caught:
+        train(
+            [tasks["tickets"]],
+            cfg,
+            out=tmp_path / "run",
+            max_steps=1,
+            warmup_fraction=0.0,
+            lr=1e38,
+        )
+    assert str(caught.value) == (
+        "evaluation stopped after step 1: a logit of tickets is not finite\n"
+        'hint: nothing was saved; try a lower lr, or precision = "fp32"'
+    )
+    assert not Run(tmp_path / "run").is_complete
+
+
+def test_a_fold_that_leaves_no_row_is_refused(
+    tasks: dict[str, Task], cfg: TrainConfig, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError) as caught:
+        train([tasks["tickets"]], cfg, out=tmp_path / "run", max_train_rows=1, fold="1/2")
+    assert str(caught.value) == (
+        "cannot train without fold 1/2 of tickets: no row is left of 1\nhint: use fewer folds"
+    )
 
 
 # --- what a run leaves ----------------------------------------------------------------------

@@ -14,26 +14,34 @@ if TYPE_CHECKING:
     from outshine.errors import OutshineError as OutshineError
     from outshine.errors import UserError as UserError
     from outshine.errors import WorldError as WorldError
-    from outshine.evaluation import Predictor as Predictor
     from outshine.evaluation import evaluate as evaluate
-    from outshine.evaluation import load as load
+    from outshine.exporting import export as export
+    from outshine.findings import compare as compare
     from outshine.glue_tasks import glue as glue
+    from outshine.launch import run_study as run_study
+    from outshine.predicting import Predictor as Predictor
+    from outshine.predicting import load as load
     from outshine.runs import Run as Run
+    from outshine.submission import submit as submit
     from outshine.tasks import Task as Task
     from outshine.training import train as train
 
 _HOME = {
     "OutshineError": "errors",
-    "Predictor": "evaluation",
+    "Predictor": "predicting",
     "Run": "runs",
     "Task": "tasks",
     "TrainConfig": "config",
     "UserError": "errors",
     "WorldError": "errors",
+    "compare": "findings",
     "distill": "distillation",
     "evaluate": "evaluation",
+    "export": "exporting",
     "glue": "glue_tasks",
-    "load": "evaluation",
+    "load": "predicting",
+    "run_study": "launch",
+    "submit": "submission",
     "train": "training",
 }
 __all__ = sorted(_HOME)

@@ -15,7 +15,7 @@ import torch
 
 from outshine.console import say
 from outshine.errors import UserError
-from outshine.files import map_arrays, world_errors, write_arrays
+from outshine.files import map_arrays, replacing, write_arrays
 from outshine.planning import Plan
 from outshine.runs import Run
 
@@ -88,10 +88,11 @@ def restore(run: Run, plan: Plan, optimizer: torch.optim.Optimizer, state: State
     state.step, state.rows, state.tokens = header["step"], header["rows"], header["tokens"]
     state.elapsed_s, state.resumed = header["elapsed_s"], header["resumed"] + 1
     state.unlogged = header["unlogged"]
-    lines = run.log_path.read_text().splitlines() if run.log_path.exists() else []
+    text = run.log_path.read_text() if run.log_path.exists() else ""
+    lines = text.splitlines()[: text.count("\n")]  # a process that was killed may leave half a line
     kept = [line for line in lines if json.loads(line)["step"] <= state.step]
-    with world_errors(run.log_path):
-        run.log_path.write_text("".join(f"{line}\n" for line in kept))
+    with replacing(run.log_path) as file:
+        file.write("".join(f"{line}\n" for line in kept).encode())
     say(f"resuming {run.path} at step {state.step:,} of {plan.mixture.num_steps:,}")
 
 
@@ -110,8 +111,8 @@ def same_identity(run: Run, found: dict[str, Any], wanted: dict[str, Any]) -> No
         else:
             differences = f"{section} was {before}, is {value}"
         raise UserError(
-            f"cannot resume {run.path}: {differences}",
-            "give the same settings and data to resume, or --force to start anew",
+            f"cannot go on with the run {run.path}: {differences}",
+            "give the settings and data that it was made with, or --force to start anew",
         )
 
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from outshine.cells import Tally
 from outshine.data import ROWS_PER_CALL, tokenize
-from outshine.readers import Row, Tally, is_labelled, read_rows, source_split
+from outshine.readers import Row, is_labelled, read_rows, source_split
 from outshine.tasks import Task, kind_of
 
 NO_LIMIT = 2**31 - 1

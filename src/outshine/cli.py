@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from outshine import cli_serve, cli_tasks
+from outshine import cli_predict, cli_serve, cli_study, cli_tasks, cli_use
 from outshine.command import (
     Device,
     DryRun,
@@ -49,6 +49,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 app.add_typer(cli_tasks.app, name="tasks")
+app.add_typer(cli_study.app, name="study")
 
 
 def _print_version(wanted: bool) -> None:
@@ -80,11 +81,18 @@ def demo(
         "outshine-demo"
     ),
     seed: Seed = None,
+    dry_run: DryRun = False,
 ) -> None:
     """The whole story on the built-in tasks."""
-    from outshine.demo import run_demo
+    from outshine.demo import demo_settings, demo_tasks, run_demo
 
-    run_demo(out=out, seed=1 if seed is None else seed)
+    seed = 1 if seed is None else seed
+    if dry_run:
+        from outshine.preview import preview_distillation
+
+        preview_distillation(demo_tasks(), out=out, **demo_settings(seed))
+        return
+    run_demo(out=out, seed=seed)
 
 
 @command(app, "train")
@@ -184,6 +192,9 @@ def distill(
         print_json(made.results)
 
 
+command(app, "compare")(cli_study.compare)
+
+
 # --- using a run ------------------------------------------------------------------------------
 
 
@@ -227,6 +238,9 @@ def logits(
     run: RunDir,
     split: Annotated[str, typer.Option(help="train, dev, ...")] = "train",
     device: Device = "auto",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Count the rows and write nothing.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Write a run's logits on one split.
@@ -238,52 +252,20 @@ def logits(
     from outshine.training import teacher_cache
 
     opened = open_run(run)
-    counts = teacher_cache(opened, split, device)
+    counts = teacher_cache(opened, split, device, dry_run=dry_run)
     paths = {name: str(opened.predictions_path(name, split)) for name in counts}
     for name, rows in counts.items():
-        say(f"{name}: logits of {rows:,} rows in {paths[name]}")
+        say(f"{name}: logits of {rows:,} rows {'would be' if dry_run else 'are'} in {paths[name]}")
     if as_json:
         print_json({name: {"rows": counts[name], "path": paths[name]} for name in counts})
 
 
-@command(app, "predict")
-def predict(
-    run: RunDir,
-    task: Annotated[
-        list[str] | None, typer.Option(help="Answer with this task only. Repeatable.")
-    ] = None,
-    source: Annotated[
-        Path | None,
-        typer.Option("--input", metavar="FILE", help="JSONL, or one text per line.  [stdin]"),
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="JSONL; written whole.  [stdout]")
-    ] = None,
-    precision: Format = Precision.fp32,
-    device: Device = "auto",
-) -> None:
-    """Answer rows of text with a run.
+command(app, "predict")(cli_predict.predict)
+command(app, "calibrate")(cli_predict.calibrate)
 
-    All tasks answer from one encoder pass.
 
-    A row has the tasks' text columns by name, or `text`, or `text_a` and `text_b`.
-    """
-    from collections import Counter
-
-    from outshine import evaluation, jsonlines
-    from outshine.console import say
-
-    predictor = evaluation.load(run, precision=precision.value, device=device)
-    rows = jsonlines.read_lines(source)
-    unanswered: Counter[str] = Counter()
-    num_rows = 0
-    with jsonlines.line_writer(output) as file:
-        for answer, left_out in predictor.stream(rows, task or None):
-            jsonlines.write_line(file, answer)
-            unanswered.update(left_out)
-            num_rows += 1
-    for name, count in sorted(unanswered.items()):
-        say(f"note: {name} did not answer {count:,} of {num_rows:,} rows, which lack its columns")
+command(app, "export")(cli_use.export)
+command(app, "submit")(cli_use.submit)
 
 
 @command(app, "doctor")

@@ -63,7 +63,7 @@ def serve(
     accepted.
     """
     from outshine.console import say
-    from outshine.evaluation import Predictor, load
+    from outshine.predicting import Predictor, load
     from outshine.runs import open_run
 
     try:

@@ -47,9 +47,14 @@ def list_tasks(as_json: Json = False) -> None:
 
 @command(app, "show")
 def show_task(
-    name: Annotated[str, typer.Argument(metavar="NAME|FILE")], glue_dir: GlueDir = None
+    name: Annotated[str, typer.Argument(metavar="NAME|FILE")],
+    glue_dir: GlueDir = None,
+    as_json: Json = False,
 ) -> None:
     """Print a task as a complete task file."""
+    if as_json:
+        print_json(find_tasks([name], glue_dir)[0].model_dump(mode="json"))
+        return
     print(find_tasks([name], glue_dir)[0].to_toml(), end="")
 
 

@@ -6,10 +6,25 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from outshine.errors import UserError, did_you_mean, raise_problems
-from outshine.tasks import validation_lines
+from outshine.tasks import Task, validation_lines
+
+# Settings that do not change what a run computes.
+WITHOUT_EFFECT = frozenset(
+    {"save_every_s", "log_every", "eval_every", "num_threads", "device", "keep", "track"}
+)
+# Settings that may hold one value per task.
+BY_TASK = ("task_weight", "sampling_weights", "symmetric")
 
 
 class TrainConfig(BaseModel):
@@ -55,6 +70,8 @@ class TrainConfig(BaseModel):
         device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
         num_threads: CPU threads, 0 for torch's choice.
         deterministic: Whether only deterministic algorithms are used (matters on GPUs).
+        fold: "2/5": trains without the second of five parts of the rows, the same ones always
+            (see `data.folds`); "" for all rows.
         keep: What a finished run keeps: `all`, `predictions` (no weights) or `metrics`.
         track: Trackers that accelerate knows: "tensorboard", "wandb", "mlflow".
         seed: One seed gives the streams init, order and dropout.
@@ -69,6 +86,7 @@ class TrainConfig(BaseModel):
     epochs: float = Field(3.0, gt=0)
     max_steps: int = Field(0, ge=0)
     max_train_rows: int = Field(0, ge=0)
+    fold: str = Field("", pattern=r"^([1-9]\d*/[1-9]\d*)?$")
     batch_size: int = Field(32, ge=1)
     max_length: int = Field(128, ge=4)
     max_tokens: int = Field(0, ge=0)
@@ -81,7 +99,7 @@ class TrainConfig(BaseModel):
     sampling_exponent: float = Field(0.75, ge=0)
     sampling_temperature: float = Field(1.0, gt=0)
     sampling_weights: dict[str, float] = {}
-    task_weight: dict[str, float] = {}
+    task_weight: dict[str, PositiveFloat] = {}
     symmetric: bool | dict[str, bool] = True
     anneal: Literal["linear", "cosine", "exponential", "step", "constant"] = "linear"
     gold_weight: float = Field(0.5, ge=0, le=1)
@@ -103,17 +121,25 @@ class TrainConfig(BaseModel):
     num_threads: int = Field(0, ge=0)
     deterministic: bool = False
     keep: Literal["all", "predictions", "metrics"] = "all"
-    track: tuple[str, ...] = ()
+    track: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
     seed: int = Field(1, ge=0)
 
+    @field_validator("track", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
     @model_validator(mode="after")
-    def _known_preset(self) -> TrainConfig:
+    def _fits_together(self) -> TrainConfig:
         if self.preset and self.preset not in PRESETS:
             known = ", ".join(PRESETS)
             raise ValueError(
                 f"preset: {self.preset!r}{did_you_mean(self.preset, PRESETS)}, "
                 f"expected one of {known}"
             )
+        number, _, count = self.fold.partition("/")
+        if self.fold and not int(number) <= int(count) >= 2:
+            raise ValueError(f'fold: "{self.fold}", expected one of two or more, such as "2/5"')
         return self
 
     def given(self) -> dict[str, Any]:
@@ -179,6 +205,29 @@ def resolve(cfg: TrainConfig, num_tasks: int, **overrides: Any) -> TrainConfig:
             "add `--encoder builtin`, or `encoder=` in Python",
         )
     return resolved
+
+
+def takes_swapped(task: Task, cfg: TrainConfig) -> bool:
+    """Whether a run with these settings trains on the swapped order of a task's pairs, too."""
+    if isinstance(cfg.symmetric, dict):
+        wanted = cfg.symmetric.get(task.name, task.symmetric)
+        if wanted and len(task.text) != 2:
+            raise UserError(
+                f"cannot swap the texts of {task.name!r}: one text column, expected two",
+                f"leave {task.name} out of `symmetric`",
+            )
+        return wanted
+    return cfg.symmetric and task.symmetric
+
+
+def of_tasks(cfg: TrainConfig, names: Sequence[str]) -> TrainConfig:
+    """The settings with what they give by task, for these tasks alone."""
+    own = {
+        key: {name: value for name, value in given.items() if name in names}
+        for key in BY_TASK
+        if isinstance(given := getattr(cfg, key), dict)
+    }
+    return cfg.model_copy(update=own)
 
 
 def parse_settings(assignments: Sequence[str]) -> dict[str, Any]:

@@ -6,9 +6,9 @@ Data goes to stdout; nothing here does.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -16,12 +16,29 @@ from rich.table import Table
 
 PLAIN_LINE_EVERY_S = 10.0
 
-_state = {"quiet": False}
+Watcher = Callable[[str, int, int, str], None]
+
+_state: dict[str, Any] = {"quiet": False, "watcher": None}
 
 
 def set_quiet(quiet: bool) -> None:
     """Whether notes, tables and progress are left out (errors are not)."""
     _state["quiet"] = quiet
+
+
+@contextmanager
+def watched(watcher: Watcher) -> Iterator[None]:
+    """Hands all progress to a function, and leaves out notes and tables.
+
+    Args:
+        watcher: Is told what is being done, the units done, those in all, and a short state.
+    """
+    before = dict(_state)
+    _state.update(quiet=True, watcher=watcher)
+    try:
+        yield
+    finally:
+        _state.update(before)
 
 
 def console() -> Console:
@@ -79,6 +96,9 @@ class _Plain:
         now = time.monotonic()
         if now - self.last >= PLAIN_LINE_EVERY_S:
             self.last = now
+            if not self.total:
+                say(f"{self.what}{self.text}")
+                return
             left = (now - self.start) * (self.total - self.done) / max(1, self.done - self.first)
             share = self.done / max(1, self.total)
             say(f"{self.what}: {share:.0%}, {clock(left)} left{self.text}")
@@ -87,10 +107,24 @@ class _Plain:
         self.text = f", {text}"
 
 
+class _Watched:
+    def __init__(self, watcher: Watcher, what: str, total: int, done: int) -> None:
+        self.watcher, self.what, self.total, self.done = watcher, what, total, done
+        self.text = ""
+        watcher(what, done, total, "")
+
+    def advance(self, count: int) -> None:
+        self.done += count
+        self.watcher(self.what, self.done, self.total, self.text)
+
+    def note(self, text: str) -> None:
+        self.text = text
+
+
 class _Rich:
     def __init__(self, bars: Progress, what: str, total: int, done: int) -> None:
         self.bars = bars
-        self.task = bars.add_task(what, total=total, completed=done, note="")
+        self.task = bars.add_task(what, total=total or None, completed=done, note="")
 
     def advance(self, count: int) -> None:
         self.bars.advance(self.task, count)
@@ -105,9 +139,12 @@ def progress(what: str, total: int, done: int = 0) -> Iterator[Bar]:
 
     Args:
         what: What is being done.
-        total: Units of work.
+        total: Units of work; 0 where nobody knows, and then there is no ETA.
         done: Units done before, when work is resumed.
     """
+    if _state["watcher"] is not None:
+        yield _Watched(_state["watcher"], what, total, done)
+        return
     screen = console()
     if not screen.is_terminal:
         yield _Plain(what, total, done)

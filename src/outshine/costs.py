@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from outshine.evaluation import Predictor, load
+from outshine.predicting import Predictor, load
 from outshine.readers import read_rows
 from outshine.runs import Run
 from outshine.tasks import Task

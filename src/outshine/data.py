@@ -10,7 +10,7 @@ import array
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from outshine.cells import Tally
 from outshine.errors import UserError
 from outshine.files import (
     cache_dir,
@@ -28,7 +29,8 @@ from outshine.files import (
     world_errors,
     write_arrays,
 )
-from outshine.readers import Row, Tally, data_fingerprint, read_rows
+from outshine.readers import Row, data_fingerprint, read_rows
+from outshine.seeds import stream
 from outshine.tasks import Task
 
 FORMAT = 1
@@ -95,6 +97,18 @@ class TokenTable:
         if swapped and len(self) > self.num_originals:
             rows = np.concatenate([rows, rows + self.num_originals])
         return rows
+
+
+def folds(ids: Sequence[str], count: int) -> np.ndarray:
+    """(n,) int64 fold of each row, from 1 to `count`, in nearly equal parts.
+
+    The originals are dealt out in an order that depends on their ids alone; a swapped pair is in
+    the fold of its original, so that no row is predicted by a model that has seen its texts.
+    """
+    originals = dict.fromkeys(example_id.removesuffix(SWAP_SUFFIX) for example_id in ids)
+    order = sorted(originals, key=lambda example_id: stream(0, "fold", example_id))
+    fold_of = {example_id: place % count + 1 for place, example_id in enumerate(order)}
+    return np.array([fold_of[i.removesuffix(SWAP_SUFFIX)] for i in ids], np.int64)
 
 
 def encode(

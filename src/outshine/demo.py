@@ -7,7 +7,7 @@ from typing import Any
 
 from outshine.console import say
 from outshine.distillation import STUDENT, Distillation, distill
-from outshine.evaluation import load
+from outshine.predicting import load
 from outshine.tasks import Task
 
 SUITE = Path(__file__).parent / "demo_suite"
@@ -33,6 +33,12 @@ def demo_tasks() -> list[Task]:
     return [Task.load(SUITE / f"{name}.toml") for name in TASKS]
 
 
+def demo_settings(seed: int) -> dict[str, Any]:
+    """The settings of every stage, as `distill` takes them."""
+    common = {"encoder": "builtin", "seed": seed}
+    return {"settings": common, "single": _SINGLE, "multi": _MULTI, "student": {}}
+
+
 def run_demo(out: str | Path = "outshine-demo", seed: int = 1) -> Distillation:
     """Trains five teachers, a plain multi-task model and their student on the built-in encoder.
 
@@ -43,9 +49,7 @@ def run_demo(out: str | Path = "outshine-demo", seed: int = 1) -> Distillation:
         out: Folder of all the runs.
         seed: Of every run.
     """
-    made = distill(
-        demo_tasks(), encoder="builtin", out=out, seed=seed, single=_SINGLE, multi=_MULTI
-    )
+    made = distill(demo_tasks(), out=out, **demo_settings(seed))
     say("\nWhat the student says to texts that it has never seen:")
     for row, answer in zip(_FRESH, load(made.student).predict(_FRESH), strict=True):
         say("\n".join(["", *(f'{key}: "{text}"' for key, text in row.items())]))

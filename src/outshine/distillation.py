@@ -20,19 +20,18 @@ from outshine.comparison import (
     show_results,
     tables_by_task,
 )
-from outshine.config import TrainConfig, build, resolve
+from outshine.config import TrainConfig, build, of_tasks, resolve
 from outshine.console import say
 from outshine.costs import measure_cost
 from outshine.errors import UserError
 from outshine.files import write_json
-from outshine.planning import WITHOUT_EFFECT, prepare, settle
+from outshine.planning import prepare, settle
 from outshine.runs import Run
 from outshine.tasks import Task, unique_tasks
 from outshine.training import train
 
 FORMAT = 1
 
-_BY_TASK = ("task_weight", "sampling_weights", "symmetric")
 _NOT_SCORES = ("n", "constant_prediction", "standard_error")
 
 
@@ -120,6 +119,11 @@ def distill(
     dev, device = tables_by_task(plan.dev), cfgs["multi"].device
     del plan  # and with it the memory of a model
     for task in tasks:
+        if len(dev[task.name]["dev"]) < 2:
+            raise UserError(
+                f"cannot distil {task.name}: one dev row, expected two or more to compare on",
+                "add dev rows, or raise `holdout`",
+            )
         measure(task, dev[task.name], sources.get(task.name, []), device)
 
     runs = []
@@ -183,7 +187,7 @@ def plan_steps(
         Step(
             f"teacher of {task.name}",
             (task,),
-            _of_task(cfgs["single"], task),
+            of_tasks(cfgs["single"], [task.name]),
             out / "teachers" / task.name,
         )
         for task in tasks
@@ -236,28 +240,14 @@ def _settings(
     return cfgs
 
 
-def _of_task(cfg: TrainConfig, task: Task) -> TrainConfig:
-    """Settings of one teacher: what is given by task, for this task alone."""
-    own = {
-        key: {name: value for name, value in given.items() if name == task.name}
-        for key in _BY_TASK
-        if isinstance(given := getattr(cfg, key), dict)
-    }
-    return cfg.model_copy(update=own)
-
-
 def _train_once(step: Step, teachers: teaching.Teachers | None, force: bool) -> Run:
     """Trains a run, unless it is complete and would come out the same."""
     run = Run(step.path)
     if force or not run.is_complete:
         return train(step.tasks, step.cfg, teachers=teachers, out=step.path, force=force)
     info, plan = run.info(), prepare(step.tasks, step.cfg, teachers)
-    found = {
-        "settings": {k: v for k, v in run.config()["settings"].items() if k not in WITHOUT_EFFECT},
-        "precision": info["precision"],
-        "data": {name: splits["train"] for name, splits in info["data"].items()},
-        "teachers": info["teachers"],
-        "dev data": {name: splits["dev"] for name, splits in info["data"].items()},
+    found = info["identity"] | {
+        "dev data": {name: splits["dev"] for name, splits in info["data"].items()}
     }
     dev = {name: table.data for (name, split), table in plan.dev.items() if split == "dev"}
     same_identity(run, found, plan.identity | {"dev data": dev})

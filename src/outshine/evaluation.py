@@ -1,35 +1,24 @@
-"""From a model to logits, metrics, and answers for raw text.
-
-B rows of a forward pass, L tokens of its longest row, C outputs of a head.
-"""
+"""From a model and the rows of a task to logits, metrics and scores. C outputs of a head."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from itertools import islice
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from outshine.batches import Rows, gather
-from outshine.data import TokenTable, encode, tokenize
-from outshine.devices import pick_device, pick_precision
-from outshine.errors import UserError, did_you_mean
-from outshine.forward import Forward, make_forward
-from outshine.metrics import compute
-from outshine.model import load_model
+from outshine.batches import gather
+from outshine.console import say
+from outshine.data import TokenTable, encode
+from outshine.errors import UserError, WorldError
+from outshine.forward import Forward, load_forward
+from outshine.metrics import NOT_IN_SCORE, compute
 from outshine.predictions import Predictions
 from outshine.readers import is_labelled
 from outshine.runs import Run, open_run
 from outshine.tasks import Task, kind_of
-
-# WNLI's dev set contradicts its train set by design; GLUE scores leave it out (BAM! section 3).
-NOT_IN_SCORE = ("wnli",)
-ROWS_PER_CALL = 2048
 
 
 @torch.no_grad()
@@ -106,7 +95,10 @@ def evaluate(
     precision: str = "fp32",
     device: str = "auto",
 ) -> dict[str, Any]:
-    """Evaluates a finished run on one split and records metrics and logits in its folder.
+    """Evaluates a finished run on one split.
+
+    Metrics and logits are recorded in its folder, but for those of other data than the run knows
+    by the split's name, or of another precision than the run's own records.
 
     Args:
         run: The run or its folder.
@@ -133,234 +125,37 @@ def evaluate(
         )
     forward, tokenizer = load_forward(run, device, precision)
     max_length = run.config()["settings"]["max_length"]
-    results = {}
+    results, recorded = {}, {}
     for task in with_split:
         table = encode(task, split, tokenizer, max_length)
         predictions = predict_table(forward, table, run.info()["id"])
         results[task.name] = table_metrics(table, predictions.logits)
-        if forward.precision == "fp32" and split != "train":
-            predictions.save(run.predictions_path(task.name, split))
-    run.add_metrics({name: {split: values} for name, values in results.items()})
+        if forward.precision == "fp32" and _is_data_of(run, table):
+            recorded[task.name] = predictions
+    _record(run, split, recorded, results)
     return {"tasks": results, "score": score(with_split, results)}
 
 
-def load_forward(run: Run, device: str, precision: str) -> tuple[Forward, Any]:
-    """Loads a run's model onto a device; returns it with its tokenizer.
+def _is_data_of(run: Run, table: TokenTable) -> bool:
+    """Whether a table is the split that the run knows by its name, or one new to it."""
+    known = run.info()["data"].get(table.task.name, {}).get(table.split, table.data)
+    return known == table.data
 
-    Raises:
-        UserError: If the run kept no weights.
-    """
-    if not (run.model_dir / "tasks.json").exists():
-        raise UserError(
-            f"cannot load the run {run.path}: no weights, expected {run.model_dir}",
-            'it was trained with keep = "predictions" or "metrics": train again with keep = "all"',
+
+def _record(
+    run: Run, split: str, recorded: Mapping[str, Predictions], results: Mapping[str, Any]
+) -> None:
+    """Adds logits (those on train are the teachers' cache, of other rows) and metrics to a run."""
+    left_out = [name for name in results if name not in recorded]
+    if left_out:
+        say(
+            f"note: not recorded in {run.path}: {', '.join(left_out)} (other data than the run "
+            "was made with, or another precision)"
         )
-    model, tokenizer, _ = load_model(run.model_dir)
-    place = pick_device(device)
-    return make_forward(model, tokenizer, place, pick_precision(precision, place)), tokenizer
-
-
-# --- raw text ---------------------------------------------------------------------------------
-
-Texts = tuple[str, ...]
-Encoded = tuple[list[int], list[int], bool]  # token ids, segment ids, whether it was truncated
-
-
-@dataclass(frozen=True)
-class Predictor:
-    """A model with its tokenizer and tasks, ready for raw text."""
-
-    forward: Forward
-    tokenizer: Any
-    tasks: tuple[Task, ...]
-    max_length: int
-
-    @cached_property
-    def _by_name(self) -> dict[str, Task]:
-        return {task.name: task for task in self.tasks}
-
-    def choose(self, names: Sequence[str] | None) -> tuple[Task, ...]:
-        """The tasks of these names, or all.
-
-        Raises:
-            UserError: If the model lacks one.
-        """
-        if names is None:
-            return self.tasks
-        for name in names:
-            if name not in self._by_name:
-                raise UserError(
-                    f"unknown task {name!r}{did_you_mean(name, self._by_name)}, "
-                    f"expected some of {', '.join(self._by_name)}",
-                    "these are the tasks that the model was trained on",
-                )
-        return tuple(self._by_name[name] for name in names)
-
-    def predict(
-        self,
-        rows: Iterable[str | Sequence[str] | Mapping[str, Any]],
-        tasks: Sequence[str] | None = None,
-    ) -> list[dict[str, Any]]:
-        """Answers rows with all tasks that they have the columns for, from one encoder pass.
-
-        Args:
-            rows: A text, a pair of texts, or a mapping with the tasks' text columns by name or
-                `text` / `text_a`, `text_b`; `id` is handed through.
-            tasks: Names of the tasks to answer; default: all that a row has the columns for.
-
-        Returns:
-            Per row a dictionary: task -> {"label", "probs"} or {"value"}.
-
-        Raises:
-            UserError: If a named task is unknown or cannot be answered, a row fits no task, or
-                a text is empty.
-        """
-        return [answer for answer, _ in self.stream(rows, tasks)]
-
-    def stream(
-        self, rows: Iterable[Any], tasks: Sequence[str] | None = None
-    ) -> Iterator[tuple[dict[str, Any], frozenset[str]]]:
-        """Yields (answer, names of tasks not answered) for each row, in bounded memory."""
-        chosen = self.choose(tasks)
-        iterator = iter(rows)
-        first = 1
-        while batch := list(islice(iterator, ROWS_PER_CALL)):
-            wanted = [
-                row_texts(row, chosen, first + i, strict=tasks is not None)
-                for i, row in enumerate(batch)
-            ]
-            answers = self._answer(wanted)
-            for row, texts, answer in zip(batch, wanted, answers, strict=True):
-                given = {"id": row["id"]} if isinstance(row, Mapping) and "id" in row else {}
-                yield given | answer, frozenset(t.name for t in chosen) - texts.keys()
-            first += len(batch)
-
-    def _answer(self, wanted: Sequence[Mapping[str, Texts]]) -> list[dict[str, Any]]:
-        """Runs each distinct text (or pair) through the encoder once, and its tasks' heads."""
-        heads = distinct_texts(wanted)
-        answers = self.answer(self.tokenize(list(heads)), list(heads.values()))
-        answer_of = dict(zip(heads, answers, strict=True))
-        return [{name: answer_of[texts][name] for name, texts in row.items()} for row in wanted]
-
-    def tokenize(self, texts: Sequence[Texts]) -> list[Encoded]:
-        """Tokens of texts or pairs, cut at `max_length`. Not for two threads at once."""
-        return list(tokenize(self.tokenizer, list(texts), self.max_length))
-
-    @torch.no_grad()
-    def answer(
-        self, encoded: Sequence[Encoded], heads: Sequence[Collection[str]]
-    ) -> list[dict[str, Any]]:
-        """Answers tokenized texts, all in one encoder pass if the device takes so many tokens.
-
-        Args:
-            encoded: N texts, from `tokenize`.
-            heads: N times the names of the tasks to answer.
-
-        Returns:
-            Per text a dictionary: task -> {"label", "probs"} or {"value"}.
-        """
-        lengths = np.array([len(ids) for ids, _, _ in encoded], np.int64)
-        answers: list[dict[str, Any]] = [{} for _ in encoded]
-        for members in self.forward.divide(lengths):
-            chosen = [encoded[i] for i in members]
-            pooled = self.forward.pooled(
-                Rows(
-                    np.concatenate([np.array(ids, np.int64) for ids, _, _ in chosen]),
-                    np.concatenate([np.array(types, np.int64) for _, types, _ in chosen]),
-                    lengths[members],
-                )
-            )
-            for name in sorted(set().union(*(heads[i] for i in members))):
-                rows = [place for place, i in enumerate(members) if name in heads[i]]
-                task = self._by_name[name]
-                values = self.forward.model.head(name)(pooled[rows]).cpu().numpy()
-                for place, value in zip(rows, values, strict=True):
-                    answers[members[place]][name] = kind_of(task).answer(task, value)
-        return answers
-
-
-def load(run: Run | str | Path, *, device: str = "auto", precision: str = "fp32") -> Predictor:
-    """Loads a finished run for prediction.
-
-    Args:
-        run: The run or its folder.
-        device: `auto`, `cpu`, `cuda`, ...
-        precision: `fp32` (default), `bf16` or `auto`. With bf16 the answers depend a little on
-            which rows are computed together.
-
-    Raises:
-        UserError: If the run is incomplete, damaged, or kept no weights.
-    """
-    run = open_run(run)
-    forward, tokenizer = load_forward(run, device, precision)
-    max_length = int(run.config()["settings"]["max_length"])
-    return Predictor(forward, tokenizer, run.tasks(), max_length)
-
-
-def distinct_texts(wanted: Iterable[Mapping[str, Texts]]) -> dict[Texts, set[str]]:
-    """Each distinct text or pair of some rows -> the tasks that read it.
-
-    Args:
-        wanted: Per row task -> its texts, from `row_texts`.
-    """
-    heads: dict[Texts, set[str]] = {}
-    for row in wanted:
-        for name, texts in row.items():
-            heads.setdefault(texts, set()).add(name)
-    return heads
-
-
-def row_texts(row: Any, tasks: Sequence[Task], number: int, *, strict: bool) -> dict[str, Texts]:
-    """Task -> the texts that it reads of one input row.
-
-    Args:
-        row: A text, a pair, or a mapping.
-        tasks: The tasks asked for.
-        number: Of the row from 1, for messages.
-        strict: Whether a task that the row cannot answer is an error.
-
-    Raises:
-        UserError: If no task (or, with `strict`, not every task) can answer, or a text is
-            empty or no text.
-    """
-    if isinstance(row, str):
-        cells: Mapping[str, Any] = {"text": row}
-    elif isinstance(row, Mapping):
-        cells = row
-    elif isinstance(row, Sequence) and len(row) == 2:
-        cells = {"text_a": row[0], "text_b": row[1]}
-    else:
-        raise UserError(
-            f"cannot answer row {number}: {type(row).__name__}, expected a text, a pair of texts "
-            "or an object",
-            'for example {"text": "..."}',
-        )
-    found = {}
-    for task in tasks:
-        generic = ("text",) if len(task.text) == 1 else ("text_a", "text_b")
-        columns = next((c for c in (task.text, generic) if all(n in cells for n in c)), None)
-        if columns is None:
-            if strict:
-                raise UserError(
-                    f"cannot answer row {number} for task {task.name!r}: columns "
-                    f"{', '.join(cells)}, expected {' and '.join(task.text)} or "
-                    f"{' and '.join(generic)}",
-                    "rename the columns, or leave the task out",
-                )
-            continue
-        for column in columns:
-            if not isinstance(cells[column], str) or not cells[column].strip():
-                raise UserError(
-                    f"cannot answer row {number}: column {column!r} is {cells[column]!r}, "
-                    "expected a text that is not empty",
-                    "mend or remove the row",
-                )
-        found[task.name] = tuple(cells[column] for column in columns)
-    if not found:
-        needs = "; ".join(f"{task.name}: {' + '.join(task.text)}" for task in tasks)
-        raise UserError(
-            f"cannot answer row {number}: columns {', '.join(cells)}, expected those of a task "
-            f"({needs}), or text, or text_a and text_b",
-            "rename the columns",
-        )
-    return found
+    try:
+        for name, predictions in recorded.items():
+            if split != "train":
+                predictions.save(run.predictions_path(name, split))
+        run.add_metrics({name: {split: results[name]} for name in recorded})
+    except WorldError as error:
+        say(f"note: not recorded: {error}")

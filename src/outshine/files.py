@@ -83,6 +83,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
             yield made
             for file in made.rglob("*"):
                 if file.is_file():
+                    file.chmod(0o644)
                     with file.open("rb") as written:
                         os.fsync(written.fileno())
             shutil.rmtree(path, ignore_errors=True)
@@ -90,6 +91,16 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(made, ignore_errors=True)
             raise
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Removes what writers that were killed have left below a folder that nobody else writes."""
+    for path in list(folder.rglob(".*")):
+        if re.fullmatch(r"\..+\.[a-z0-9_]{8}", path.name):  # the names that tempfile makes
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -14,11 +14,13 @@ from torch import Tensor
 
 from outshine.batches import Rows, cut, fill
 from outshine.depths import find_layers
-from outshine.devices import autocast
+from outshine.devices import autocast, pick_device, pick_precision
 from outshine.dropout import use_fast_dropout
+from outshine.embedding import use_row_gradients
 from outshine.errors import UserError
-from outshine.model import MultiTaskModel, token_inputs
+from outshine.model import MultiTaskModel, load_model, token_inputs
 from outshine.packing import Packing, find_packing, make_segments
+from outshine.runs import Run
 
 # Most tokens of one pass: bounds memory, and on CPUs keeps activations near the caches.
 MAX_TOKENS = {"cpu": 8192, "cuda": 65536}
@@ -125,8 +127,8 @@ def make_forward(
         device: Where to compute. Rows are packed on the CPU, and padded elsewhere.
         precision: `fp32` or `bf16`.
         max_tokens: Most tokens per pass, 0 for the device's default.
-        plain: Leaves dropout and attention as the family has them (for torch.compile and
-            gradient checkpointing, which replay torch's random numbers).
+        plain: Leaves embedding, dropout and attention as the family has them (for torch.compile
+            and gradient checkpointing, which replay torch's random numbers).
 
     Raises:
         UserError: If the tokenizer has more tokens than the encoder has embeddings.
@@ -136,6 +138,7 @@ def make_forward(
     packing = None
     if device.type == "cpu" and not plain:
         use_fast_dropout(model)
+        use_row_gradients(model, model.encoder.get_input_embeddings())
         packing = _packing(model, pad_id)
     return Forward(
         model=model.to(device),
@@ -146,6 +149,22 @@ def make_forward(
         max_tokens=max_tokens or MAX_TOKENS.get(device.type, MAX_TOKENS["cpu"]),
         packing=packing,
     )
+
+
+def load_forward(run: Run, device: str, precision: str) -> tuple[Forward, Any]:
+    """Loads a run's model onto a device; returns it with its tokenizer.
+
+    Raises:
+        UserError: If the run kept no weights.
+    """
+    if not (run.model_dir / "tasks.json").exists():
+        raise UserError(
+            f"cannot load the run {run.path}: no weights, expected {run.model_dir}",
+            'it was trained with keep = "predictions" or "metrics": train again with keep = "all"',
+        )
+    model, tokenizer, _ = load_model(run.model_dir)
+    place = pick_device(device)
+    return make_forward(model, tokenizer, place, pick_precision(precision, place)), tokenizer
 
 
 def _packing(model: MultiTaskModel, pad_id: int) -> Packing | None:

@@ -36,6 +36,7 @@ class _Layout:
         raw: What the official files write for each label, in order; () for the names themselves.
         files: Split -> official file.
         hub_splits: Split -> split on the hub.
+        id_column: Column of the row's number in the official test files.
     """
 
     folder: str
@@ -45,6 +46,7 @@ class _Layout:
     raw: tuple[str, ...] = ()
     files: dict[str, str] = field(default_factory=lambda: _FILES)
     hub_splits: dict[str, str] = field(default_factory=lambda: _HUB_SPLITS)
+    id_column: str = "index"
 
 
 _PAIR = {"text": ("sentence1", "sentence2"), "label": "label"}
@@ -93,6 +95,7 @@ _LAYOUTS: dict[str, _Layout] = {
         {"text": ("question1", "question2"), "label": "is_duplicate"},
         {"text": ("question1", "question2"), "label": "label"},
         raw=_BINARY,
+        id_column="id",
     ),
     "mnli": _Layout(
         "MNLI",
@@ -201,6 +204,17 @@ def _task(name: str, data_dir: Path | None) -> Task:
         "skip_bad_rows": True,
     }
     return Task(**(common | local | layout.local))
+
+
+def official_labels(name: str) -> dict[str, str]:
+    """Label of a GLUE task -> what its official files write for it; {} for values."""
+    labels = _LAYOUTS[name].shared.get("labels", ())
+    return dict(zip(labels, _LAYOUTS[name].raw or labels, strict=True))
+
+
+def id_column(name: str) -> str:
+    """Column of a GLUE task's official test files that numbers their rows."""
+    return _LAYOUTS[name].id_column
 
 
 def named_tasks() -> list[tuple[str, Task]]:

@@ -37,6 +37,12 @@ def asking_the_hub(what: str, tried: str = "") -> Iterator[None]:
             "check the spelling; private and gated repositories need `hf auth login`",
         ) from error
     except (HTTPError, OSError) as error:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status in (401, 403):
+            raise UserError(
+                f"{what}: {tried}the hub does not allow it (status {status})",
+                "log in with `hf auth login`, with a token that may do this",
+            ) from error
         if is_offline_mode():
             raise WorldError(
                 f"{what}: {tried}not downloaded before, and the hub client is offline",

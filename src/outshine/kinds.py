@@ -39,6 +39,7 @@ class Kind:
         decode: (Task, logits (N, C)) -> (N,) what the metrics take as predictions.
         gold_values: (Task, gold (N,) float32) -> (N,) what the metrics take as gold.
         answer: (Task, logits (C,)) -> the task's part of a line of `outshine predict`.
+        probs: logits (N, C) -> (N, C) float64 probabilities of the classes; None without classes.
         table_columns: Task -> the columns of a teacher's table of probabilities.
         table_problem: (row of that table (C,)) -> what is wrong with it, or an empty string.
         logits_of_table: (Task, table (N, C) float64) -> logits (N, C) float32 that give it back.
@@ -46,6 +47,10 @@ class Kind:
         classifier_rows: (Task, label names of a transformers classifier) -> (its output rows in
             the order of the task's outputs, factor, shift) that turn its outputs into logits;
             raises ValueError with `<found>, expected <what>`.
+        problem_type: What a transformers classifier calls the kind in its configuration.
+        output_scale: Task -> (factor, shift) that turn logits into the outputs of such a
+            classifier, the inverse of `classifier_rows`.
+        cells: (Task, logits (N, C)) -> N answers as a table writes them, read by `parse_gold`.
         balance: (Task, gold (N,)) -> {name: value} that describes how gold is distributed.
     """
 
@@ -61,12 +66,23 @@ class Kind:
     decode: Callable[[Task, np.ndarray], np.ndarray]
     gold_values: Callable[[Task, np.ndarray], np.ndarray]
     answer: Callable[[Task, np.ndarray], dict[str, Any]]
+    probs: Callable[[np.ndarray], np.ndarray] | None
     table_columns: Callable[[Task], list[str]]
     table_problem: Callable[[np.ndarray], str]
     logits_of_table: Callable[[Task, np.ndarray], np.ndarray]
     average: Callable[[Sequence[np.ndarray]], np.ndarray]
     classifier_rows: Callable[[Task, list[str]], tuple[list[int], float, float]]
+    problem_type: str
+    output_scale: Callable[[Task], tuple[float, float]]
+    cells: Callable[[Task, np.ndarray], list[str]]
     balance: Callable[[Task, np.ndarray], dict[str, float]]
+
+
+def to_number(text: str) -> float:
+    """`float`, but for the underscores that Python allows between digits; raises ValueError."""
+    if "_" in text:
+        raise ValueError(f"{text!r} is no number")
+    return float(text)
 
 
 def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
@@ -152,11 +168,15 @@ CLASSIFICATION = Kind(
     decode=lambda task, logits: logits.argmax(axis=-1),
     gold_values=lambda task, gold: gold.astype(np.int64),
     answer=_class_answer,
+    probs=softmax,
     table_columns=lambda task: list(task.labels),
     table_problem=_probability_problem,
     logits_of_table=lambda task, table: _log(table),
     average=lambda members: _log(np.mean([softmax(logits) for logits in members], axis=0)),
     classifier_rows=_classifier_rows,
+    problem_type="single_label_classification",
+    output_scale=lambda task: (1.0, 0.0),
+    cells=lambda task, logits: [task.labels[i] for i in logits.argmax(axis=-1)],
     balance=_class_balance,
 )
 
@@ -185,7 +205,7 @@ def _parse_value(task: Task, text: str) -> float:
     low, high = _bounds(task)
     expected = f"expected a number from {low:g} to {high:g}"
     try:
-        value = float(text)
+        value = to_number(text)
     except ValueError:
         raise ValueError(f"label {text!r}, {expected}") from None
     if not low <= value <= high:  # also refuses NaN
@@ -210,6 +230,16 @@ def _regressor_rows(task: Task, names: list[str]) -> tuple[list[int], float, flo
     return [0], 1.0 / (high - low), -low / (high - low)
 
 
+def _value_scale(task: Task) -> tuple[float, float]:
+    low, high = _bounds(task)
+    return high - low, low
+
+
+def _value_cells(task: Task, logits: np.ndarray) -> list[str]:
+    """Values with three decimals, those outside the range at its nearer end."""
+    return [f"{value:.3f}" for value in np.clip(_unscale(task, logits), *_bounds(task))]
+
+
 def _value_balance(task: Task, gold: np.ndarray) -> dict[str, float]:
     quartiles = np.quantile(gold, (0.0, 0.25, 0.5, 0.75, 1.0))
     names = ("min", "q25", "median", "q75", "max")
@@ -229,11 +259,15 @@ REGRESSION = Kind(
     decode=_unscale,
     gold_values=lambda task, gold: gold.astype(np.float64),
     answer=lambda task, logits: {"value": float(_unscale(task, logits))},
+    probs=None,
     table_columns=lambda task: ["value"],
     table_problem=lambda row: "",
     logits_of_table=lambda task, table: _scale(task, table[:, 0]),
     average=lambda members: np.asarray(np.mean(members, axis=0), np.float32),
     classifier_rows=_regressor_rows,
+    problem_type="regression",
+    output_scale=_value_scale,
+    cells=_value_cells,
     balance=_value_balance,
 )
 

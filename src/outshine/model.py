@@ -9,7 +9,8 @@ head is that last layer for one task, which makes every task exportable as that 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +60,8 @@ class MultiTaskModel(nn.Module):
         self.network: PreTrainedModel = network
         self.pooling = pooling
         # Names of modules may hold no dots, names of tasks may.
-        self.names = {task.name: task.name.replace(".", "-dot-") for task in tasks}
+        # no other name becomes the same, and none is an attribute of the dictionary
+        self.names = {task.name: f"task-{task.name.replace('.', '%2E')}" for task in tasks}
         self.heads = nn.ModuleDict(
             {
                 self.names[task.name]: nn.Linear(width, kind_of(task).num_outputs(task))
@@ -168,14 +170,19 @@ def _network(
         if random_weights:
             network = family.from_config(config, dtype=torch.float32)
         else:
+            # a classifier has a last layer of another size, which is removed here
             network, info = family.from_pretrained(
-                location, config=config, dtype=torch.float32, output_loading_info=True
+                location,
+                config=config,
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
             )
             _check_loaded(location, network, info)
     network.eval()
     network.config.id2label = labels
     if pooling == "auto":
-        return network, _remove_last_layer(network, location, _MARK).in_features
+        return network, remove_last_layer(network, location, _MARK).in_features
     return network, int(config.hidden_size)
 
 
@@ -183,12 +190,12 @@ def _check_loaded(location: str, network: PreTrainedModel, info: Mapping[str, An
     """Refuses a checkpoint that lacks encoder weights; pooling weights may be missing."""
     prefix = f"{network.base_model_prefix}."
     whole = network.base_model is network
-    missing = [
-        key
-        for key in sorted(info["missing_keys"])
-        if (whole or key.startswith(prefix)) and "pooler." not in key
-    ]
-    mismatched = [str(key) for key in sorted(map(str, info["mismatched_keys"]))]
+
+    def in_encoder(keys: Iterable[str]) -> list[str]:
+        return [key for key in sorted(keys) if whole or key.startswith(prefix)]
+
+    missing = [key for key in in_encoder(info["missing_keys"]) if "pooler." not in key]
+    mismatched = in_encoder(name for name, *_ in info["mismatched_keys"])
     raise_problems(
         f"cannot load the encoder {location}",
         [f"weight {key} is missing" for key in missing]
@@ -197,7 +204,7 @@ def _check_loaded(location: str, network: PreTrainedModel, info: Mapping[str, An
     )
 
 
-def _remove_last_layer(network: PreTrainedModel, location: str, num_labels: int) -> nn.Linear:
+def remove_last_layer(network: PreTrainedModel, location: str, num_labels: int) -> nn.Linear:
     """Replaces the last linear layer by the identity and returns it."""
     inside = {id(module) for module in network.base_model.modules()}
     last = [
@@ -218,41 +225,27 @@ def _remove_last_layer(network: PreTrainedModel, location: str, num_labels: int)
     return module
 
 
-def classifier_model(location: str, task: Task) -> MultiTaskModel:
-    """Reads a transformers sequence classifier as a model with one head, for use as a teacher.
+def num_positions(model: MultiTaskModel) -> int | None:
+    """Tokens of the longest row that the encoder's table of positions has room for, if any."""
+    tables = [
+        module
+        for name, module in model.encoder.named_modules()
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding)
+    ]
+    if not tables:  # relative or rotary positions
+        return None
+    # RoBERTa and its kin keep the places up to the padding id free
+    free = tables[0].padding_idx + 1 if tables[0].padding_idx is not None else 0
+    return tables[0].num_embeddings - free
 
-    Its last layer becomes the head: rows in the order of the task's labels, or for regression
-    scaled so that the output is the label on [0, 1].
 
-    Args:
-        location: Folder or hub id of a sequence-classification checkpoint.
-        task: What it should predict.
-
-    Raises:
-        UserError: If it cannot be loaded, or its labels are not the task's.
-    """
-    from transformers import AutoModelForSequenceClassification
-
-    with loading(f"the classifier {location}"):
-        network, info = AutoModelForSequenceClassification.from_pretrained(
-            location, dtype=torch.float32, output_loading_info=True
-        )
-    raise_problems(
-        f"cannot load the classifier {location}",
-        [f"weight {key} is missing" for key in sorted(info["missing_keys"])],
-        "a teacher must be a complete sequence-classification checkpoint",
-    )
-    network.eval()
-    last = _remove_last_layer(network, location, network.config.num_labels)
-    model = MultiTaskModel(network, last.in_features, "auto", [task])
-    names = [str(network.config.id2label[i]) for i in range(last.out_features)]
-    rows, scale, shift = kind_of(task).classifier_rows(task, names)
-    head = model.head(task.name)
-    with torch.no_grad():
-        head.weight.copy_(last.weight[rows] * scale)
-        bias = last.bias if last.bias is not None else torch.zeros(last.out_features)
-        head.bias.copy_(bias[rows] * scale + shift)
-    return model
+def weights_digest(model: nn.Module) -> str:
+    """sha256 of all weights, as hexadecimal text."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        total.update(name.encode())
+        total.update(tensor.detach().contiguous().cpu().numpy().data)
+    return total.hexdigest()
 
 
 def token_inputs(tokenizer: Any, model: MultiTaskModel) -> bool:
@@ -291,8 +284,13 @@ def save_model(model: MultiTaskModel, tokenizer: Any, tasks: Sequence[Task], fol
         if id(tensor) not in in_encoder
     }
     save_file(rest, folder / "heads.safetensors", {"pooling": model.pooling})
+    write_tasks(folder, model.pooling, tasks)
+
+
+def write_tasks(folder: Path, pooling: str, tasks: Sequence[Task]) -> None:
+    """Writes `tasks.json`: what each head answers, without the places of its data."""
     content = [task.without("files", "hub", "hub_config", "columns", "holdout") for task in tasks]
-    write_json(folder / "tasks.json", {"pooling": model.pooling, "tasks": content})
+    write_json(folder / "tasks.json", {"pooling": pooling, "tasks": content})
 
 
 def load_model(folder: Path) -> tuple[MultiTaskModel, Any, tuple[Task, ...]]:

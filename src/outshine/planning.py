@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,22 +16,26 @@ import torch
 from outshine import batches, encoders
 from outshine import teachers as teaching
 from outshine.batches import Mixture, Part
-from outshine.config import TrainConfig, resolve
+from outshine.config import BY_TASK, WITHOUT_EFFECT, TrainConfig, resolve, takes_swapped
 from outshine.console import say, show
-from outshine.data import TokenTable, encode
+from outshine.data import TokenTable, encode, folds, tokenizer_fingerprint
 from outshine.depths import parameter_depths
 from outshine.devices import pick_device, pick_precision
 from outshine.errors import UserError
+from outshine.files import digest
 from outshine.forward import Forward, make_forward
-from outshine.model import MultiTaskModel, build_model, load_model
+from outshine.model import (
+    MultiTaskModel,
+    build_model,
+    load_model,
+    num_positions,
+    weights_digest,
+)
+from outshine.readers import scored_splits
 from outshine.runs import check_new, open_run
 from outshine.tasks import Task, kind_of, unique_tasks
 
 MANY_PASSES = 50
-# Settings that do not change what a run computes.
-WITHOUT_EFFECT = frozenset(
-    {"save_every_s", "log_every", "eval_every", "num_threads", "device", "keep", "track"}
-)
 
 
 def settle(
@@ -62,6 +67,7 @@ class Plan:
         dev: (task, split) -> encoded table.
         tokenizer: The encoder's.
         forward: The untrained model on its device.
+        depths: Parameter -> depth from the output, where the learning rate decays with it.
         identity: What the run's result depends on, as plain data.
     """
 
@@ -72,18 +78,22 @@ class Plan:
     dev: dict[tuple[str, str], TokenTable]
     tokenizer: Any
     forward: Forward
+    depths: dict[str, int] | None
     identity: dict[str, Any] = field(default_factory=dict)
 
 
 def prepare(tasks: tuple[Task, ...], cfg: TrainConfig, teachers: teaching.Teachers | None) -> Plan:
     """Reads and checks everything that a run needs; writes only to the cache of encoded tables."""
+    _check_trackers(cfg)
     sources = teaching.normalise(teachers, tasks)
     location = encoders.locate(cfg.encoder)
     tokenizer = encoders.load_tokenizer(location)
     device = pick_device(cfg.device)
     model = _initial_model(location, tasks, cfg)
+    start = weights_digest(model)
     if cfg.gradient_checkpointing:
-        model.network.gradient_checkpointing_enable()
+        network = model.network  # transformers 5.23 has a new name for it
+        getattr(network, "activation_checkpointing_enable", network.gradient_checkpointing_enable)()
     forward = make_forward(
         model,
         tokenizer,
@@ -94,13 +104,11 @@ def prepare(tasks: tuple[Task, ...], cfg: TrainConfig, teachers: teaching.Teache
     )
     _check_length(model, cfg.max_length)
     depths = parameter_depths(model) if cfg.layer_decay != 1.0 else None
-    del depths  # asked for here so that an encoder without known layers is refused at once
     tables = {t.name: _train_table(t, tokenizer, cfg) for t in tasks}
     dev = {
         (task.name, split): encode(task, split, tokenizer, cfg.max_length)
         for task in tasks
-        for split in task.dev_splits
-        if split == "dev" or Path(task.files.get(split, "")).exists()
+        for split in scored_splits(task)
     }
     warn_overlap(tasks, tables, dev)
     mixture = _mixture(tasks, tables, cfg)
@@ -113,20 +121,34 @@ def prepare(tasks: tuple[Task, ...], cfg: TrainConfig, teachers: teaching.Teache
             if key not in WITHOUT_EFFECT
         },
         "precision": forward.precision,
+        "start": {"weights": start, "tokenizer": tokenizer_fingerprint(tokenizer)},
         "data": {name: table.data for name, table in tables.items()},
+        "rows": {
+            part.table.task.name: digest([part.table.ids[row] for row in part.rows.tolist()])
+            for part in mixture.parts
+        },
         "teachers": {
             part.table.task.name: hashlib.sha256(part.soft_targets.tobytes()).hexdigest()
             for part in mixture.parts
             if part.soft_targets is not None
         },
     }
-    return Plan(tasks, cfg, sources, mixture, dev, tokenizer, forward, identity)
+    return Plan(tasks, cfg, sources, mixture, dev, tokenizer, forward, depths, identity)
+
+
+def _check_trackers(cfg: TrainConfig) -> None:
+    """Refuses trackers that are not installed; accelerate would leave them out in silence."""
+    for name in cfg.track:
+        if find_spec(name) is None:
+            raise UserError(
+                f"cannot track the run with {name}: it is not installed", f"pip install {name}"
+            )
 
 
 def _check_task_names(tasks: Sequence[Task], cfg: TrainConfig) -> None:
     """Refuses settings by task that name a task which is not trained."""
     names = [task.name for task in tasks]
-    for key in ("task_weight", "sampling_weights", "symmetric"):
+    for key in BY_TASK:
         by_task = getattr(cfg, key)
         unknown = [n for n in by_task if n not in names] if isinstance(by_task, dict) else []
         if unknown:
@@ -147,51 +169,32 @@ def _initial_model(location: str, tasks: Sequence[Task], cfg: TrainConfig) -> Mu
         attention_dropout=cfg.attention_dropout,
     )
     if cfg.init not in ("encoder", "random"):
-        start, _, _ = load_model(open_run(cfg.init).model_dir)
+        start, _, known = load_model(open_run(cfg.init).model_dir)
         try:
             model.network.load_state_dict(start.network.state_dict())
         except RuntimeError as error:
-            first_line = str(error).split("\n")[0]
+            differs = str(error).split("\n")[1:2] or [str(error)]
             raise UserError(
-                f"cannot start from {cfg.init}: {first_line}",
+                f"cannot start from {cfg.init}: {differs[0].strip()}",
                 "the run must have the same encoder and pooling",
             ) from None
+        outputs = {task.name: (task.kind, task.labels, task.range) for task in known}
         for task in tasks:
-            if task.name in start.names:
+            if outputs.get(task.name) == (task.kind, task.labels, task.range):
                 model.head(task.name).load_state_dict(start.head(task.name).state_dict())
+            elif task.name in outputs:
+                say(f"note: {task.name} has other labels in {cfg.init}: its head starts anew")
     return model
 
 
 def _check_length(model: MultiTaskModel, max_length: int) -> None:
     """Refuses rows that are longer than the encoder's table of positions."""
-    tables = [
-        module
-        for name, module in model.encoder.named_modules()
-        if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding)
-    ]
-    if not tables:  # relative or rotary positions
-        return
-    # RoBERTa and its kin keep the places up to the padding id free
-    free = tables[0].padding_idx + 1 if tables[0].padding_idx is not None else 0
-    limit = tables[0].num_embeddings - free
-    if max_length > limit:
+    limit = num_positions(model)
+    if limit is not None and max_length > limit:
         raise UserError(
             f"cannot use max_length = {max_length}: the encoder has {limit} positions",
             f"use `--set max_length={limit}` or less",
         )
-
-
-def takes_swapped(task: Task, cfg: TrainConfig) -> bool:
-    """Whether a run with these settings trains on the swapped order of a task's pairs, too."""
-    if isinstance(cfg.symmetric, dict):
-        wanted = cfg.symmetric.get(task.name, task.symmetric)
-        if wanted and len(task.text) != 2:
-            raise UserError(
-                f"cannot swap the texts of {task.name!r}: one text column, expected two",
-                f"leave {task.name} out of `symmetric`",
-            )
-        return wanted
-    return cfg.symmetric and task.symmetric
 
 
 def _train_table(task: Task, tokenizer: Any, cfg: TrainConfig) -> TokenTable:
@@ -199,9 +202,7 @@ def _train_table(task: Task, tokenizer: Any, cfg: TrainConfig) -> TokenTable:
 
 
 def _mixture(tasks: Sequence[Task], tables: dict[str, TokenTable], cfg: TrainConfig) -> Mixture:
-    rows = {
-        t.name: tables[t.name].selection(cfg.max_train_rows, takes_swapped(t, cfg)) for t in tasks
-    }
+    rows = {t.name: _train_rows(tables[t.name], cfg) for t in tasks}
     chances = batches.probabilities(
         {name: len(chosen) for name, chosen in rows.items()},
         cfg.sampling,
@@ -217,6 +218,22 @@ def _mixture(tasks: Sequence[Task], tables: dict[str, TokenTable], cfg: TrainCon
         for name in rows
     )
     return Mixture(parts, cfg.batch_size, num_steps, draws)
+
+
+def _train_rows(table: TokenTable, cfg: TrainConfig) -> np.ndarray:
+    """The rows of a train table that a run learns from; it may answer more of them."""
+    rows = table.selection(cfg.max_train_rows, takes_swapped(table.task, cfg))
+    if not cfg.fold:
+        return rows
+    number, count = map(int, cfg.fold.split("/"))
+    kept = rows[folds([table.ids[row] for row in rows.tolist()], count) != number]
+    if not len(kept):
+        raise UserError(
+            f"cannot train without fold {cfg.fold} of {table.task.name}: no row is left of "
+            f"{len(rows)}",
+            "use fewer folds",
+        )
+    return kept
 
 
 def _with_teacher(
@@ -282,6 +299,9 @@ def describe(plan: Plan) -> None:
         f"lr {cfg.lr:g}, {plan.forward.precision} on {plan.forward.device}, "
         f"{torch.get_num_threads()} threads"
     )
+    for task in plan.tasks:
+        if not task.dev_splits:
+            say(f"note: {task.name} has no dev split: it is not evaluated")
     for part in mixture.parts:
         left_out = part.table.unlabelled + part.table.skipped
         if left_out:

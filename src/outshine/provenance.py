@@ -18,8 +18,8 @@ from outshine.planning import Plan
 from outshine.runs import FORMAT
 
 
-def provenance(plan: Plan, state: State, run_id: str) -> dict[str, Any]:
-    """Content of `run.json` for a finished run."""
+def provenance(plan: Plan, state: State, run_id: str, finish_s: float) -> dict[str, Any]:
+    """Content of `run.json` for a finished run; `finish_s` went into evaluation and saving."""
     forward = plan.forward
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     content = {
@@ -43,7 +43,17 @@ def provenance(plan: Plan, state: State, run_id: str) -> dict[str, Any]:
             }
             for part in plan.mixture.parts
         },
+        "mixture": {
+            part.table.task.name: {
+                "rows": len(part.rows),
+                "probability": part.probability,
+                "passes": plan.mixture.passes(part),
+                "weight": part.weight,
+            }
+            for part in plan.mixture.parts
+        },
         "teachers": plan.identity["teachers"],
+        "identity": plan.identity,
         "device": device_name(forward.device),
         "precision": forward.precision,
         "num_threads": torch.get_num_threads(),
@@ -52,7 +62,7 @@ def provenance(plan: Plan, state: State, run_id: str) -> dict[str, Any]:
         "rows": state.rows,
         "tokens": state.tokens,
         "train_s": round(state.elapsed_s, 3),
-        "seconds": round(state.elapsed_s, 3),
+        "seconds": round(state.elapsed_s + finish_s, 3),
         "resumed": state.resumed,
         # Linux counts in KiB, macOS in bytes
         "peak_memory_bytes": peak if sys.platform == "darwin" else peak * 1024,

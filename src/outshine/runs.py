@@ -43,6 +43,11 @@ class Run:
         """One JSON line per logged step."""
         return self.path / "log.jsonl"
 
+    @property
+    def calibration_path(self) -> Path:
+        """One temperature per task with classes; exists once the run is calibrated."""
+        return self.path / "calibration.json"
+
     def predictions_path(self, task: str, split: str) -> Path:
         """The file with one task's logits on one split."""
         return self.path / "predictions" / f"{task}-{split}.safetensors"
@@ -74,6 +79,11 @@ class Run:
         return stored_tasks(self.path / "config.json")
 
 
+def is_run_config(path: Path) -> bool:
+    """Whether a `config.json` is that of a run, not of a Hugging Face model."""
+    return path.is_file() and {"settings", "tasks"} <= read_json(path).keys()
+
+
 def open_run(path: str | Path | Run) -> Run:
     """Returns a complete run.
 
@@ -84,7 +94,7 @@ def open_run(path: str | Path | Run) -> Run:
     if not run.path.is_dir():
         raise UserError(f"cannot open the run {run.path}: no such folder", "check the path")
     if not run.is_complete:
-        begun = (run.path / "config.json").is_file()
+        begun = is_run_config(run.path / "config.json")
         found = "it is incomplete" if begun else "no run.json in it"
         raise UserError(
             f"cannot open the run {run.path}: {found}, expected a finished run",
@@ -110,8 +120,10 @@ def check_new(path: Path, force: bool) -> None:
         )
     if path.exists() and not path.is_dir():
         raise UserError(f"cannot write the run {path}: a file, expected a folder", "choose another")
-    if path.is_dir() and not (path / "config.json").exists():
-        foreign = [entry.name for entry in path.iterdir() if entry.name != ".lock"]
+    if path.is_dir() and not is_run_config(path / "config.json"):
+        # a process that was killed at once has left its lock, or half of the file
+        own = (".lock", ".config.json.")
+        foreign = [entry.name for entry in path.iterdir() if not entry.name.startswith(own)]
         if foreign:
             raise UserError(
                 f"cannot write the run {path}: the folder holds other files "

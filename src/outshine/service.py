@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
-from outshine.evaluation import Encoded, Predictor, distinct_texts, row_texts
 from outshine.limits import Limits
 from outshine.micro_batching import MicroBatcher, Pass
+from outshine.predicting import (
+    Encoded,
+    Predictor,
+    cut_texts,
+    distinct_texts,
+    flag,
+    row_texts,
+)
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 TEXTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -92,8 +99,8 @@ class Service:
         """Loads the model in a thread; from then on the service is ready."""
         predictor = await asyncio.to_thread(_load_and_warm_up, load)
 
-        def run(items: list[tuple[Encoded, set[str]]]) -> list[dict[str, Any]]:
-            return predictor.answer([text for text, _ in items], [heads for _, heads in items])
+        def run(items: list[tuple[Encoded, Collection[str]]]) -> list[dict[str, Any]]:
+            return predictor.answer_texts(*zip(*items, strict=True))
 
         self._batcher = MicroBatcher(
             run,
@@ -149,14 +156,13 @@ class Service:
                 list(zip(encoded, heads.values(), strict=True)), [len(ids) for ids, _, _ in encoded]
             )
         answer_of = dict(zip(heads, answers, strict=True))
-        cut = {texts for texts, (_, _, is_cut) in zip(heads, encoded, strict=True) if is_cut}
+        cut = cut_texts(heads, encoded)
         self.metrics.truncated.inc(len(cut))
         outputs = []
         for row, texts_of in zip(inputs, wanted, strict=True):
             given = {"id": row["id"]} if isinstance(row, Mapping) and "id" in row else {}
             answer = {name: answer_of[texts][name] for name, texts in texts_of.items()}
-            flag = {"truncated": True} if cut.intersection(texts_of.values()) else {}
-            outputs.append(given | answer | flag)
+            outputs.append(given | answer | flag(texts_of, cut))
         return outputs
 
     @contextmanager
@@ -189,7 +195,7 @@ class Service:
 def _load_and_warm_up(load: Callable[[], Predictor]) -> Predictor:
     """Loads, and answers once, so that no client waits for what torch sets up on first use."""
     predictor = load()
-    predictor.answer(predictor.tokenize([("warm up",)]), [{task.name for task in predictor.tasks}])
+    predictor.answer([{task.name: ("warm up",) for task in predictor.tasks}])
     return predictor
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.requests import ClientDisconnect
 
 from outshine.errors import did_you_mean
-from outshine.jsonlines import parse_json
+from outshine.inputs import parse_json
 from outshine.service import RefusedError
 
 if TYPE_CHECKING:

@@ -28,8 +28,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from outshine import __version__
 from outshine.console import say
 from outshine.errors import UserError, WorldError
-from outshine.evaluation import Predictor
 from outshine.limits import Limits
+from outshine.predicting import Predictor
 from outshine.service import RefusedError, Service
 from outshine.service_docs import DESCRIPTION, PREDICT, READY, TASKS
 from outshine.service_requests import parse_query, read_body, unless_gone

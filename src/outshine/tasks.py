@@ -16,6 +16,9 @@ from outshine.files import read_errors, read_json
 from outshine.kinds import KINDS, Kind
 from outshine.metrics import METRICS
 
+# Beside a task's name, what a line of answers holds.
+RESERVED = ("id", "truncated")
+SPLITS = ("train", "dev", "test", "ax")
 FILE_ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet")
 
 
@@ -85,6 +88,14 @@ class Task(BaseModel):
                     f"metrics: {metric!r} does not fit kind = {self.kind!r}, "
                     f"expected some of {', '.join(kind.metrics)}"
                 )
+        if self.name in RESERVED:
+            problems.append(f"name: {self.name!r} is a key of every answer, expected another")
+        problems += [
+            f"unknown key {split!r} under [files]{did_you_mean(split, SPLITS)}, expected train, "
+            "dev, test, or a name that begins with dev_ or test_"
+            for split in self.files
+            if split not in SPLITS and split.partition("_")[0] not in ("dev", "test")
+        ]
         if "f1" in self.metrics and len(self.labels) != 2:
             problems.append('metrics: "f1" needs two labels, expected "f1_macro"')
         if self.symmetric and len(self.text) != 2:
@@ -126,7 +137,7 @@ class Task(BaseModel):
         what = f"cannot read the task file {path}"
         try:
             with read_errors(path):
-                content = tomllib.loads(path.read_text(encoding="utf-8"))
+                content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise UserError(f"{what}: {error}, expected TOML ({path})", "mend the syntax") from None
         try:

@@ -11,19 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
+from outshine.cells import FileFormat, Tally, cell_text, existing_file, file_cells
+from outshine.classifiers import classifier_model
 from outshine.console import progress, say
 from outshine.data import TokenTable, encode
 from outshine.encoders import load_tokenizer, locate
 from outshine.errors import UserError, raise_problems
-from outshine.evaluation import load_forward, predict_table
-from outshine.files import cache_dir, digest, read_json
-from outshine.forward import Forward, make_forward
-from outshine.model import classifier_model
+from outshine.evaluation import predict_table
+from outshine.files import cache_dir, digest
+from outshine.forward import Forward, load_forward, make_forward
+from outshine.kinds import to_number
+from outshine.model import num_positions, weights_digest
 from outshine.predictions import Predictions
-from outshine.readers import FileFormat, Tally, cell_text, existing_file, file_cells
-from outshine.runs import Run, open_run
+from outshine.runs import Run, is_run_config, open_run
 from outshine.tasks import FILE_ENDINGS, Task, kind_of
 
 Source = str | Path | Run
@@ -65,6 +66,12 @@ def teacher_logits(
         UserError: If a teacher is of another task, labels or data, or lacks rows.
     """
     members = [_one(source, table, rows, device) for source in sources]
+    for source, logits in zip(sources, members, strict=True):
+        if not np.isfinite(logits).all():
+            raise UserError(
+                f"cannot use the teacher {source} for {table.task.name!r}: a logit is not finite",
+                "its training diverged: train it again with a lower lr",
+            )
     return members[0] if len(members) == 1 else kind_of(table.task).average(members)
 
 
@@ -80,7 +87,7 @@ def recognise(source: str, task: Task) -> Path | Run | None:
     path = Path(source)
     if path.suffix in FILE_ENDINGS:
         return existing_file(path)
-    if (path / "run.json").is_file() or _is_run_config(path / "config.json"):
+    if (path / "run.json").is_file() or is_run_config(path / "config.json"):
         run = open_run(path)
         _check_task(run, task)
         return run
@@ -112,10 +119,6 @@ def _one(source: str, table: TokenTable, rows: np.ndarray, device: str) -> np.nd
             "`--set symmetric=false`); a run without weights cannot compute more",
         )
     return logits
-
-
-def _is_run_config(path: Path) -> bool:
-    return path.is_file() and "settings" in read_json(path)
 
 
 def _run_teacher(
@@ -189,9 +192,9 @@ def _classifier_teacher(
             "set id2label in its config.json to the task's labels, in any order",
         ) from None
     tokenizer = load_tokenizer(folder)
-    max_length = min(512, getattr(model.network.config, "max_position_embeddings", 512))
+    max_length = min(512, num_positions(model) or 512)
     own = encode(task, table.split, tokenizer, max_length, swapped=_has_swapped(table))
-    key = digest({"weights": _weights_digest(model), "data": table.data, "ids": own.ids})
+    key = digest({"weights": weights_digest(model), "data": table.data, "ids": own.ids})
     path = cache_dir() / "teachers" / f"{task.name}-{key[:24]}.safetensors"
     ids = [table.ids[row] for row in rows.tolist()]
     if path.exists():
@@ -202,16 +205,6 @@ def _classifier_teacher(
     fresh = _compute(forward, own, key[:12], set(ids), f"teacher logits of {source}")
     fresh.save(path)
     return fresh.take(ids)
-
-
-def _weights_digest(model: torch.nn.Module) -> str:
-    import hashlib
-
-    total = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        total.update(name.encode())
-        total.update(tensor.contiguous().cpu().numpy().tobytes())
-    return total.hexdigest()
 
 
 def _table_teacher(path: Path, table: TokenTable, rows: np.ndarray) -> tuple[np.ndarray, list[int]]:
@@ -255,6 +248,6 @@ def _table_teacher(path: Path, table: TokenTable, rows: np.ndarray) -> tuple[np.
 
 def _number(cell: Any) -> float:
     try:
-        return float(cell)
+        return to_number(cell) if isinstance(cell, str) else float(cell)
     except (TypeError, ValueError):
         return float("nan")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,21 +17,26 @@ import torch
 
 from outshine import batches, dropout
 from outshine.checkpoints import State, restore, save_checkpoint
-from outshine.config import TrainConfig
+from outshine.config import TrainConfig, takes_swapped
 from outshine.console import progress, show
 from outshine.data import encode
-from outshine.depths import parameter_depths
 from outshine.errors import OutshineError
-from outshine.evaluation import load_forward, predict_table, score, table_metrics
-from outshine.files import digest, replacing_folder, world_errors, write_json
-from outshine.forward import Forward
+from outshine.evaluation import predict_table, score, table_metrics
+from outshine.files import (
+    digest,
+    remove_temporaries,
+    replacing_folder,
+    world_errors,
+    write_json,
+)
+from outshine.forward import Forward, load_forward
 from outshine.journal import Log
 from outshine.losses import micro_batch_loss
 from outshine.model import save_model
 from outshine.optim import adamw, parameter_groups, set_step
-from outshine.planning import Plan, describe, prepare, settle, takes_swapped
+from outshine.planning import Plan, describe, prepare, settle
 from outshine.provenance import provenance
-from outshine.runs import Run, locked, open_run
+from outshine.runs import Run, check_new, locked, open_run
 from outshine.schedules import gold_weight, lr_factor
 from outshine.seeds import stream
 from outshine.tasks import Task
@@ -37,7 +44,7 @@ from outshine.teachers import Teachers
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C during training, after the checkpoint was written."""
+    """Ctrl-C or SIGTERM during training, after the checkpoint was written."""
 
 
 class DivergedError(OutshineError):
@@ -76,15 +83,19 @@ def train(
     tasks, cfg, path = settle(tasks, cfg or TrainConfig(), out, force, overrides)
     if cfg.num_threads:
         torch.set_num_threads(cfg.num_threads)
-    torch.use_deterministic_algorithms(cfg.deterministic)
+    if cfg.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for it
+        torch.use_deterministic_algorithms(True)
     plan = prepare(tasks, cfg, teachers)
     describe(plan)
     with locked(path):
+        check_new(path, force)  # another process may have completed it meanwhile
         return _train_into(Run(path), plan, force)
 
 
 def _train_into(run: Run, plan: Plan, force: bool) -> Run:
     """Trains (or goes on), evaluates and saves; `run.json` comes last."""
+    remove_temporaries(run.path)
     if force and run.is_complete:
         (run.path / "run.json").unlink()
         for name in ("checkpoint", "predictions", "model"):
@@ -92,8 +103,7 @@ def _train_into(run: Run, plan: Plan, force: bool) -> Run:
     if force:
         run.checkpoint_path.unlink(missing_ok=True)
     cfg, model = plan.cfg, plan.forward.model
-    depths = parameter_depths(model) if cfg.layer_decay != 1.0 else None
-    groups = parameter_groups(model, depths, cfg.layer_decay, cfg.weight_decay)
+    groups = parameter_groups(model, plan.depths, cfg.layer_decay, cfg.weight_decay)
     optimizer = adamw(groups, cfg.adam_eps)
     if cfg.compile:
         model.network.compile(dynamic=True)
@@ -182,7 +192,10 @@ def _title(plan: Plan) -> str:
 
 @contextmanager
 def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Makes the first Ctrl-C a request that the loop asks for; a second one stops at once."""
+    """Makes the first SIGINT or SIGTERM a request that the loop asks for; a second stops at once.
+
+    Schedulers and containers send SIGTERM some seconds before they kill.
+    """
     asked: list[int] = []
 
     def on_signal(number: int, _frame: Any) -> None:
@@ -190,48 +203,60 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
         signal.signal(number, signal.default_int_handler)
 
     try:
-        before = signal.signal(signal.SIGINT, on_signal)
+        before = {
+            number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)
+        }
     except ValueError:  # not in the main thread
         yield lambda: False
         return
     try:
         yield lambda: bool(asked)
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _finish(run: Run, plan: Plan, state: State) -> Run:
     """Evaluates the final weights, saves what `keep` says, and completes the run."""
-    cfg, forward = plan.cfg, plan.forward
+    cfg, forward, begin = plan.cfg, plan.forward, time.monotonic()
     run_id = digest(plan.identity)[:12]
-    if forward.precision != "fp32":
-        forward = replace(forward, precision="fp32")
     forward.model.eval()
+    if cfg.keep == "all":
+        with replacing_folder(run.model_dir) as folder:
+            save_model(forward.model, plan.tokenizer, plan.tasks, folder)
+    if cfg.keep == "all" and (cfg.compile or cfg.gradient_checkpointing or cfg.max_tokens):
+        # these compute in another order than the run will when it is loaded
+        forward, _ = load_forward(run, cfg.device, "fp32")
+    forward = replace(forward, precision="fp32")
     metrics: dict[str, dict[str, dict[str, float]]] = {}
     with progress("evaluating", sum(map(len, plan.dev.values()))) as bar:
         for (name, split), table in plan.dev.items():
             predictions = predict_table(forward, table, run_id, None, bar.advance)
+            if not np.isfinite(predictions.logits).all():
+                raise DivergedError(
+                    f"evaluation stopped after step {state.step}: a logit of {name} is not finite",
+                    'nothing was saved; try a lower lr, or precision = "fp32"',
+                )
             metrics.setdefault(name, {})[split] = table_metrics(table, predictions.logits)
             if cfg.keep != "metrics":
                 predictions.save(run.predictions_path(name, split))
     if cfg.keep == "predictions":
         _save_train_logits(run, plan, forward, run_id)
-    if cfg.keep == "all":
-        with replacing_folder(run.model_dir) as folder:
-            save_model(forward.model, plan.tokenizer, plan.tasks, folder)
     write_json(run.path / "metrics.json", metrics)
-    write_json(run.path / "run.json", provenance(plan, state, run_id))
+    write_json(run.path / "run.json", provenance(plan, state, run_id, time.monotonic() - begin))
     shutil.rmtree(run.path / "checkpoint", ignore_errors=True)
     _show_metrics(plan, metrics)
     return run
 
 
 def _save_train_logits(run: Run, plan: Plan, forward: Forward, run_id: str) -> None:
-    """The teacher cache of a run that will have no weights."""
-    with progress("train logits", sum(len(p.rows) for p in plan.mixture.parts)) as bar:
-        for part in plan.mixture.parts:
-            predictions = predict_table(forward, part.table, run_id, part.rows, bar.advance)
-            predictions.save(run.predictions_path(part.table.task.name, "train"))
+    """The teacher cache of a run that will have no weights; a fold left out is answered, too."""
+    tables = [part.table for part in plan.mixture.parts]
+    rows = [t.selection(plan.cfg.max_train_rows, takes_swapped(t.task, plan.cfg)) for t in tables]
+    with progress("train logits", sum(map(len, rows))) as bar:
+        for table, chosen in zip(tables, rows, strict=True):
+            predictions = predict_table(forward, table, run_id, chosen, bar.advance)
+            predictions.save(run.predictions_path(table.task.name, "train"))
 
 
 def _show_metrics(plan: Plan, metrics: dict[str, dict[str, dict[str, float]]]) -> None:
@@ -252,6 +277,8 @@ def _show_metrics(plan: Plan, metrics: dict[str, dict[str, dict[str, float]]]) -
                 rows.append([*cells, str(values["n"])])
     dev = {name: splits["dev"] for name, splits in metrics.items() if "dev" in splits}
     total = score(plan.tasks, dev)
+    if not rows:
+        return
     if len(plan.tasks) > 1 and total is not None:
         rows.append(["score", "dev", "mean", f"{100 * total:.1f}", *([""] if taught else []), ""])
     show("Dev metrics of the final weights, in percent", header, rows)
@@ -267,9 +294,11 @@ def _teacher_metrics(plan: Plan) -> dict[str, dict[str, dict[str, float]]]:
 
 
 def teacher_cache(
-    run: Run | str | Path, split: str = "train", device: str = "auto"
+    run: Run | str | Path, split: str = "train", device: str = "auto", *, dry_run: bool = False
 ) -> dict[str, int]:
     """Writes a run's logits on one split for each of its tasks; returns rows per task.
+
+    With `dry_run` it only counts them.
 
     Raises:
         UserError: If the run is incomplete or kept no weights, or a task lacks the split.
@@ -284,8 +313,10 @@ def teacher_cache(
         rows = np.arange(len(table))
         if split == "train":
             rows = table.selection(settings.max_train_rows, swapped)
+        counts[task.name] = len(rows)
+        if dry_run:
+            continue
         with progress(f"logits of {task.name}", len(rows)) as bar:
             predictions = predict_table(forward, table, run.info()["id"], rows, bar.advance)
         predictions.save(run.predictions_path(task.name, split))
-        counts[task.name] = len(rows)
     return counts

@@ -1,0 +1,95 @@
+"""Kills a study with SIGKILL at moments spread evenly over its duration, and compares what it says.
+
+    python bench/kill_study.py FILE [--kills 20] [--set KEY=VALUE ...]
+
+The study is run once undisturbed, and once killed so many times, each time after as much further
+work as the undisturbed study does in that share of its duration. Checkpoints are written all the
+time (`save_every_s` is small), so that some kills fall into writes. Prints the overhead of the
+undisturbed study over the training time of its runs, and whether both have the same rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from outshine.results import Row, read_rows
+from outshine.runs import Run
+
+ALIKE = ("metrics", "degenerate", "steps", "rows", "tokens", "curve", "mixture", "data", "teachers")
+
+
+def start(file: Path, out: Path, settings: list[str]) -> subprocess.Popen[bytes]:
+    words = ["study", "run", str(file), "--out", str(out), *settings]
+    code = "from outshine.cli import main; main()"
+    return subprocess.Popen([sys.executable, "-c", code, *words])
+
+
+def alike(rows: dict[str, Row]) -> dict[str, list[Any]]:
+    return {run: [getattr(row, key) for key in ALIKE] for run, row in rows.items()}
+
+
+def wait_for_work(process: subprocess.Popen[bytes], out: Path) -> None:
+    """Waits until the process trains or has ended."""
+
+    def newest() -> float:
+        return max((p.stat().st_mtime for p in out.glob("runs/*/log.jsonl")), default=0.0)
+
+    begin = time.time()
+    while process.poll() is None and newest() < begin:
+        time.sleep(0.05)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--set", action="append", default=[], dest="settings")
+    args = parser.parse_args()
+    given = [*args.settings, "save_every_s=0.5"]
+    settings = [word for setting in given for word in ("--set", setting)]
+    with tempfile.TemporaryDirectory() as folder:
+        calm, killed = Path(folder) / "calm", Path(folder) / "killed"
+        begin = time.monotonic()
+        assert start(args.file, calm, settings).wait() == 0
+        duration = time.monotonic() - begin
+        trained = sum(row.train_s for row in read_rows([calm]).values())
+        share = duration / (args.kills + 1)
+        made = 0
+        while made < args.kills:
+            process = start(args.file, killed, settings)
+            wait_for_work(process, killed)
+            try:
+                process.wait(share)
+                break
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+                made += 1
+        assert start(args.file, killed, settings).wait() == 0
+        infos = [Run(path.parent).info() for path in killed.glob("runs/*/run.json")]
+        print(
+            json.dumps(
+                {
+                    "runs": len(read_rows([calm])),
+                    "duration_s": round(duration, 1),
+                    "train_s": round(trained, 1),
+                    "overhead": round(duration / trained - 1, 3),
+                    "kills": made,
+                    "resumed": sum(info.get("resumed", 0) for info in infos),
+                    "identical": alike(read_rows([calm])) == alike(read_rows([killed])),
+                },
+                indent=2,
+            )
+        )
+
+
+if __name__ == "__main__":
+    main()

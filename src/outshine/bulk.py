@@ -1,0 +1,153 @@
+"""A whole file of rows through a model: in bounded memory, in order, resumable."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from outshine import outputs, predicting
+from outshine.console import progress
+from outshine.devices import trim_memory
+from outshine.errors import MAX_PROBLEMS_SHOWN, UserError
+from outshine.inputs import Input, NumberedRow, fingerprint, open_input
+from outshine.outputs import Counts, format_of, open_output, table_row
+from outshine.predicting import Predictor, Texts, row_texts, text_columns
+from outshine.tasks import Task, kind_of
+
+
+def predict_file(
+    predictor: Predictor,
+    source: Path | None,
+    output: Path | None,
+    *,
+    tasks: Sequence[str] | None = None,
+    input_format: str | None = None,
+    output_format: str | None = None,
+    skip_bad_rows: bool = False,
+    run_id: str = "",
+) -> Counts:
+    """Answers every row of a file, and writes the answers in the same order.
+
+    Where both are files, a call that ended early is continued by the next one with the same
+    arguments, at the next chunk of rows (Parquet: the next part), to the same bytes.
+
+    Args:
+        predictor: The model.
+        source: The rows; None is standard input.
+        output: The answers' file (Parquet: folder); None is standard output.
+        tasks: Names of the tasks to answer; default: all that a row has the columns for.
+        input_format: One of `inputs.FORMATS`; default: by ending or content.
+        output_format: One of `outputs.FORMATS`; default: by ending, else jsonl.
+        skip_bad_rows: Whether rows that cannot be answered are counted instead of refused.
+        run_id: Of the run that the model is from, for telling whether to continue.
+
+    Returns:
+        What became of the rows.
+
+    Raises:
+        UserError: For a bad row with its line, for a table that lacks the columns, and for an
+            output that cannot be written or continued.
+    """
+    chosen = predictor.choose(tasks)
+    strict = tasks is not None
+    wanted = {column for task in chosen for column in (*task.text, "text", "text_a", "text_b")}
+    format = format_of(output, output_format)
+    with open_input(source, input_format, wanted) as opened:
+        if opened.columns is not None:
+            _check_columns(opened, chosen, strict=strict)
+        identity = {
+            "run": run_id,
+            "input": fingerprint(source),
+            "input_format": opened.format,
+            "output_format": format,
+            "tasks": [task.name for task in chosen] if strict else None,
+            "precision": predictor.forward.precision,
+            "device": predictor.forward.device.type,
+            "temperatures": dict(predictor.temperatures),
+            "rows": [predicting.ROWS_PER_CHUNK, outputs.ROWS_PER_PART],
+        }
+        with open_output(output, format, table_columns(chosen), identity) as sink:
+            counts = sink.counts
+            num_before = counts.rows
+            deque(islice(opened.rows, num_before), maxlen=0)  # answered by an earlier call
+            start, position = time.monotonic(), opened.position()
+            with progress("predicting", opened.size, position) as bar:
+                while chunk := list(islice(opened.rows, predicting.ROWS_PER_CHUNK)):
+                    good = _good_rows(chunk, opened.place, chosen, strict, skip_bad_rows, counts)
+                    answers = predictor.answer([row.texts for row in good])
+                    for row, answer in zip(good, answers, strict=True):
+                        left_out = (task.name for task in chosen if task.name not in row.texts)
+                        counts.unanswered.update(left_out)
+                        counts.truncated += "truncated" in answer
+                    counts.rows += len(chunk)
+                    sink.write([row.given | x for row, x in zip(good, answers, strict=True)])
+                    trim_memory()
+                    speed = (counts.rows - num_before) / (time.monotonic() - start)
+                    bar.note(f"{counts.rows:,} rows, {speed:,.0f} rows/s")
+                    bar.advance(opened.position() - position)
+                    position = opened.position()
+        return counts
+
+
+def _check_columns(opened: Input, tasks: Sequence[Task], *, strict: bool) -> None:
+    """Refuses a table that lacks what its rows need, before the first of them."""
+    try:
+        text_columns(opened.columns or (), tasks, opened.place, strict=strict)
+    except UserError as error:
+        raise UserError(f"{error.message} ({opened.place}:1)", error.hint) from None
+
+
+class _Row(NamedTuple):
+    given: dict[str, Any]  # its id, if it has one
+    texts: dict[str, Texts]
+
+
+def _good_rows(
+    chunk: Sequence[NumberedRow],
+    place: str,
+    tasks: Sequence[Task],
+    strict: bool,
+    skip_bad_rows: bool,
+    counts: Counts,
+) -> list[_Row]:
+    """The rows that can be answered; the others are counted, or the first of them is raised."""
+    good = []
+    for number, (line, row) in enumerate(chunk, start=counts.rows + 1):
+        try:
+            good.append(_read(row, tasks, number, f"({place}:{line})", strict=strict))
+        except UserError as error:
+            if not skip_bad_rows:
+                hint = f"{error.hint}, or leave such rows out with `--on-error skip`"
+                raise UserError(error.message, hint) from None
+            counts.skipped += 1
+            if len(counts.problems) < MAX_PROBLEMS_SHOWN:
+                counts.problems.append(error.message)
+    return good
+
+
+def _read(row: Any, tasks: Sequence[Task], number: int, where: str, *, strict: bool) -> _Row:
+    if isinstance(row, UserError):
+        raise row
+    try:
+        texts = row_texts(row, tasks, number, strict=strict)
+    except UserError as error:
+        raise UserError(f"{error.message} {where}", error.hint) from None
+    return _Row({"id": row["id"]} if isinstance(row, dict) and "id" in row else {}, texts)
+
+
+def table_columns(tasks: Sequence[Task]) -> dict[str, type]:
+    """Columns of a table of answers: id, those of each task (its answer's keys), truncated."""
+    blank = {
+        task.name: kind.answer(task, np.zeros(kind.num_outputs(task), np.float32))
+        for task in tasks
+        for kind in (kind_of(task),)
+    }
+    names = {name: type(value) for name, value in table_row(blank).items()}
+    names.pop("truncated")
+    return names | {"id": str, "truncated": bool}

@@ -1,0 +1,135 @@
+"""The commands that ask a finished run: `outshine predict` and `outshine calibrate`."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from outshine.command import Device, Format, Json, Precision, RunDir, print_json, print_table
+
+
+class InputFormat(StrEnum):
+    """As in `inputs.FORMATS`."""
+
+    jsonl = "jsonl"
+    csv = "csv"
+    tsv = "tsv"
+    parquet = "parquet"
+    lines = "lines"
+
+
+class OutputFormat(StrEnum):
+    """As in `outputs.FORMATS`."""
+
+    jsonl = "jsonl"
+    csv = "csv"
+    parquet = "parquet"
+
+
+class OnError(StrEnum):
+    """What a bad row does."""
+
+    stop = "stop"
+    skip = "skip"
+
+
+def predict(
+    run: RunDir,
+    task: Annotated[
+        list[str] | None, typer.Option(help="Answer with this task only. Repeatable.")
+    ] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option("--input", metavar="FILE", help="Rows; their format goes by ending.  [stdin]"),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Answers: .csv, .parquet (a folder of part files), else JSONL.  [stdout]",
+        ),
+    ] = None,
+    input_format: Annotated[
+        InputFormat | None, typer.Option(help="Instead of by ending or first line.")
+    ] = None,
+    output_format: Annotated[
+        OutputFormat | None, typer.Option(help="Instead of by ending.")
+    ] = None,
+    on_error: Annotated[
+        OnError, typer.Option(help="Whether a bad row stops, or is skipped and counted.")
+    ] = OnError.stop,
+    calibrated: Annotated[
+        bool, typer.Option("--calibrated", help="Use the temperatures of `outshine calibrate`.")
+    ] = False,
+    precision: Format = Precision.fp32,
+    device: Device = "auto",
+) -> None:
+    """Answer rows of text with a run.
+
+    All tasks answer from one encoder pass.
+
+    A row has the tasks' text columns by name, or `text`, or `text_a` and `text_b`.
+
+    From file to file, the same command goes on where it was interrupted.
+    """
+    from outshine import predicting
+    from outshine.bulk import predict_file
+    from outshine.console import say
+    from outshine.runs import open_run
+
+    opened = open_run(run)
+    predictor = predicting.load(
+        opened, precision=precision.value, device=device, calibrated=calibrated
+    )
+    counts = predict_file(
+        predictor,
+        source,
+        output,
+        tasks=task or None,
+        input_format=input_format,
+        output_format=output_format,
+        skip_bad_rows=on_error is OnError.skip,
+        run_id=opened.info()["id"],
+    )
+    total = f"{counts.rows:,} rows"
+    for name, count in sorted(counts.unanswered.items()):
+        say(f"note: {name} did not answer {count:,} of {total}, which lack its columns")
+    if counts.truncated:
+        say(
+            f"note: {counts.truncated:,} of {total} were cut to {predictor.max_length} tokens "
+            '("truncated" in the output)'
+        )
+    if counts.skipped:
+        more = counts.skipped - len(counts.problems)
+        lines = [f"note: {counts.skipped:,} of {total} were skipped:", *counts.problems]
+        say("\n  ".join(lines + [f"and {more:,} more"] * (more > 0)))
+
+
+def calibrate(run: RunDir, device: Device = "auto", as_json: Json = False) -> None:
+    """Fit a temperature per task on dev, for `predict --calibrated`.
+
+    The errors are of dev rows that had no part in the temperature: each half is judged by that of
+    the other. What is kept is fitted on both, and is 1 where that does not help.
+    """
+    from outshine import calibration
+
+    found = calibration.calibrate(run, device=device)
+    if as_json:
+        print_json(found)
+        return
+    header = ["task", "temperature", "of the halves", "error before", "after", "n"]
+    rows = [
+        [
+            name,
+            f"{x['temperature']:.2f}",
+            " ".join(f"{value:.2f}" for value in x["halves"]),
+            *(f"{100 * x['calibration_error'][when]:.1f}" for when in ("before", "after")),
+            str(x["n"]),
+        ]
+        for name, x in found["tasks"].items()
+    ]
+    bins = found["bins"]
+    print_table(f"Expected calibration error on dev in percent, {bins} bins", header, rows)

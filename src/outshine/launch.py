@@ -1,0 +1,300 @@
+"""Runs a study: in this process or in several of this machine, with a live table of what runs.
+
+A worker process is `python -c "... worker()"`; it tells what it does in JSON lines on stdout. It
+is not made by multiprocessing, so that a script that calls `run_study` needs no guard.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from outshine.console import clock, console, say, table
+from outshine.errors import OutshineError, UserError, WorldError
+from outshine.graph import Node
+from outshine.results import Row
+from outshine.study import Study, begin, chosen_seeds, open_study, seconds_left, settled, to_make
+
+EXECUTORS = ("local",)
+PLAIN_LINE_EVERY_S = 30.0
+MAX_DEATHS = 3
+_WORKER = "from outshine.launch import worker; worker()"
+
+
+def run_study(
+    place: str | Path,
+    *,
+    out: str | Path | None = None,
+    seeds: Sequence[int] | None = None,
+    jobs: int = 1,
+    executor: str = "local",
+    settings: Mapping[str, Any] | None = None,
+    glue_dir: str | Path | None = None,
+    others: Sequence[str | Path] = (),
+) -> Study:
+    """Makes the runs of a study that are not done, seed by seed.
+
+    Args:
+        place: A study file, or the folder of a study that was begun.
+        out: The study's folder; default: `<folder of the file>/<name>`.
+        seeds: Some of the study's seeds; default: all.
+        jobs: Processes; several on one folder, also of several calls, share the work.
+        executor: `local`.
+        settings: Settings of every run that win over those of the file.
+        glue_dir: See `outshine.glue`.
+        others: Folders of the same study, from other machines, whose rows count, too.
+
+    Returns:
+        The study; its `results()` say what the arms scored.
+
+    Raises:
+        UserError: If anything given is wrong, before any training.
+        WorldError: If the disk, the hub or a worker fails.
+        KeyboardInterrupt: After Ctrl-C, when checkpoints are written.
+    """
+    if executor not in EXECUTORS:
+        raise UserError(
+            f"cannot run the study: executor {executor!r}, expected {', '.join(EXECUTORS)}",
+            "choose one of these",
+        )
+    if jobs < 1:
+        raise UserError(f"cannot run the study: {jobs} jobs, expected 1 or more", "give --jobs 1")
+    study = open_study(place, out=out, overrides=settings, glue_dir=glue_dir, others=others)
+    chosen = chosen_seeds(study, seeds)
+    begin(study)
+    left = to_make(study, chosen, study.rows())
+    if not study.graph.pending:
+        jobs = min(jobs, len(left))
+    with _board(study, chosen, max(1, jobs)) as tell:
+        if not left:
+            pass
+        elif jobs == 1:
+            from outshine.workers import work
+
+            work(study, chosen, tell)
+        else:
+            _in_processes(study, chosen, jobs, glue_dir, tell)
+    study = settled(study)
+    begin(study)
+    return study
+
+
+# --- several processes ------------------------------------------------------------------------
+
+
+def _in_processes(
+    study: Study,
+    seeds: Sequence[int],
+    jobs: int,
+    glue_dir: str | Path | None,
+    tell: Callable[[dict[str, Any]], None],
+) -> None:
+    """Keeps so many workers at work until nothing is left; an error of one stops all."""
+    events: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+    environment = dict(os.environ)
+    if glue_dir is not None:
+        environment["OUTSHINE_GLUE_DIR"] = str(Path(glue_dir).absolute())
+    # each with its share of the cores, unless the study or the user says otherwise
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
+    others = [str(folder.absolute()) for folder in study.others]
+    given = json.dumps({"study": str(study.path.absolute()), "seeds": seeds, "others": others})
+    workers = [_start(given, environment, events) for _ in range(jobs)]
+    failure: OutshineError | None = None
+    deaths = 0
+    try:
+        while workers and failure is None:
+            try:
+                event = events.get(timeout=0.2)
+            except queue.Empty:
+                event = {}
+            if event.get("event") == "error":
+                kind = UserError if event["code"] == UserError.exit_code else WorldError
+                failure = kind(event["message"], event["hint"])
+            elif event:
+                tell(event)
+                continue
+            for worker in [w for w in workers if w.poll() is not None]:
+                workers.remove(worker)
+                if worker.returncode and failure is None:
+                    deaths += 1
+                    say(f"note: a worker ended with code {worker.returncode}; another takes over")
+                    if deaths > MAX_DEATHS:
+                        failure = WorldError(
+                            f"cannot go on: {deaths} workers have died", "see their output above"
+                        )
+                    else:
+                        workers.append(_start(given, environment, events))
+    finally:
+        for worker in workers:
+            worker.send_signal(signal.SIGINT)
+        for worker in workers:
+            worker.wait()
+    if failure is not None:
+        raise failure
+
+
+def _start(
+    given: str, environment: Mapping[str, str], events: queue.SimpleQueue[dict[str, Any]]
+) -> subprocess.Popen[str]:
+    """Starts a worker in a session of its own, so that Ctrl-C reaches it once, through us."""
+    worker = subprocess.Popen(
+        [sys.executable, "-c", _WORKER, given],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    )
+
+    def read() -> None:
+        assert worker.stdout is not None
+        for line in worker.stdout:
+            events.put(json.loads(line))
+
+    threading.Thread(target=read, daemon=True).start()
+    return worker
+
+
+def worker() -> None:
+    """What a worker process does; its argument is JSON: `study`, `seeds`, `others`."""
+    from outshine.workers import work
+
+    given = json.loads(sys.argv[1])
+    parent = os.getppid()
+
+    def stop_with_parent() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=stop_with_parent, daemon=True).start()
+    last = 0.0
+
+    def tell(event: dict[str, Any]) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if event["event"] == "progress" and now - last < 0.5:
+            return
+        last = now
+        print(json.dumps(event), flush=True)
+
+    try:
+        work(open_study(given["study"], others=given["others"]), given["seeds"], tell)
+    except OutshineError as error:
+        fields = {"code": error.exit_code, "message": error.message, "hint": error.hint}
+        print(json.dumps({"event": "error", **fields}), flush=True)
+        sys.exit(0)
+    except (KeyboardInterrupt, BrokenPipeError):
+        sys.exit(130)
+
+
+# --- what people see --------------------------------------------------------------------------
+
+
+@contextmanager
+def _board(
+    study: Study, seeds: Sequence[int], jobs: int
+) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A live table of what runs, on a terminal; elsewhere one line per run."""
+    board = _Board(study, seeds, jobs)
+    screen = console()
+    if not screen.is_terminal:
+        yield board.tell
+        return
+    from rich.live import Live
+
+    with Live(get_renderable=board.table, console=screen, refresh_per_second=2, transient=True):
+        yield board.tell
+
+
+class _Board:
+    """What the workers have told so far."""
+
+    def __init__(self, study: Study, seeds: Sequence[int], jobs: int) -> None:
+        self.study, self.seeds, self.jobs = study, seeds, jobs
+        self.screen = console()
+        self.running: dict[str, dict[str, Any]] = {}
+        self.last_line = time.monotonic()
+        self._count()
+
+    def _count(self) -> dict[str, Row]:
+        self.study = settled(self.study)
+        rows = self.study.rows()
+        left = to_make(self.study, self.seeds, rows)
+        self.total = len(self.study.graph.needed(self.seeds))
+        self.left = len(left)
+        known, unknown = seconds_left(left, rows)
+        self.eta = (
+            f"about {clock(known / self.jobs)} left"
+            if not unknown and not self.study.graph.pending
+            else f"{self.left} left, {unknown} of them of a kind not measured yet"
+        )
+        return rows
+
+    def tell(self, event: dict[str, Any]) -> None:
+        """Takes in one event of a worker, and prints its line where there is no terminal."""
+        kind, run = event["event"], event.get("run", "")
+        if run and run not in self.study.graph.nodes:
+            self.study = settled(self.study)
+        if kind == "begin":
+            self.running[run] = {"since": time.monotonic()}
+        elif kind == "progress":
+            self.running.setdefault(run, {"since": time.monotonic()}).update(event)
+        elif kind == "done":
+            since = self.running.pop(run, {}).get("since", time.monotonic())
+            rows = self._count()
+            text = _scores(rows[run]) if run in rows else ""
+            title = _title(self.study.graph.nodes[run])
+            place = f"[{self.total - self.left}/{self.total}]"
+            self._line(f"{place} {title}: {text} ({clock(time.monotonic() - since)}), {self.eta}")
+        if not self.screen.is_terminal and time.monotonic() - self.last_line > PLAIN_LINE_EVERY_S:
+            for run, state in self.running.items():
+                self._line(f"{_title(self.study.graph.nodes[run])}: {_state(state)}, {self.eta}")
+
+    def _line(self, text: str) -> None:
+        self.last_line = time.monotonic()
+        self.screen.print(text, markup=False)
+
+    def table(self) -> Any:
+        """The live table."""
+        rows = [
+            [
+                _title(self.study.graph.nodes[run]),
+                _state(state),
+                clock(time.monotonic() - state["since"]),
+            ]
+            for run, state in list(self.running.items())
+        ]
+        title = f"{self.study.spec.name}: {self.total - self.left} of {self.total} runs; {self.eta}"
+        return table(title, ["run", "state", "time"], rows, num_text=2)
+
+
+def _title(node: Node) -> str:
+    what = node.tasks[0].name if len(node.tasks) == 1 else f"{len(node.tasks)} tasks"
+    fold = f", without fold {node.cfg.fold}" if node.cfg.fold else ""
+    return f"{node.chain} on {what}, seed {node.cfg.seed}{fold}"
+
+
+def _state(state: Mapping[str, Any]) -> str:
+    if "what" not in state:
+        return "reading data"
+    share = state["done"] / max(1, state["total"])
+    return f"{state['what']} {share:.0%}" + (f", {state['text']}" if state["text"] else "")
+
+
+def _scores(row: Row) -> str:
+    """The primary dev metrics of a row, in percent."""
+    marks = " (degenerate)" if row.degenerate else ""
+    if len(row.tasks) > 4:
+        mean = sum(row.primary(name) for name in row.tasks) / len(row.tasks)
+        return f"mean {100 * mean:.1f}{marks}"
+    return ", ".join(f"{name} {100 * row.primary(name):.1f}" for name in row.tasks) + marks

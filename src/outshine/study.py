@@ -1,0 +1,349 @@
+"""A study on disk: what it plans, what is done, and what its rows say.
+
+A study's folder holds `study.json` (the file it was made from), `rows.jsonl` (results) and `runs/`
+(what later runs need). The first two are enough for tables and tests.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from outshine.analysis import ArmResults, Cell, StudyResults
+from outshine.degenerate import DIVERGED
+from outshine.errors import UserError, raise_problems
+from outshine.files import read_json, write_json
+from outshine.graph import Graph, Node, build_graph
+from outshine.metrics import NOT_IN_SCORE
+from outshine.results import Row, read_rows
+from outshine.runs import Run
+from outshine.study_file import StudySpec, parse_study
+from outshine.study_source import (
+    differences,
+    read_study_text,
+    study_content,
+    task_finder,
+    toml_content,
+)
+from outshine.tasks import Task
+
+FORMAT = 1
+STUDY_FILE = "study.json"
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study and its folder.
+
+    Attributes:
+        path: The folder.
+        spec: The study file.
+        graph: Its runs; without `nodes` where the study is only read.
+        source: Name of the study file.
+        files_dir: Its folder, to which paths in it are relative.
+        others: Folders of the same study, from other machines, whose rows count, too.
+    """
+
+    path: Path
+    spec: StudySpec
+    graph: Graph
+    source: str
+    files_dir: Path
+    others: tuple[Path, ...] = ()
+
+    def rows(self) -> dict[str, Row]:
+        """Run id -> row, of this folder and the others."""
+        return read_rows([self.path, *self.others])
+
+    def results(self) -> StudyResults:
+        """The scores of every arm, as far as they are there."""
+        return results_of(self.spec, self.graph, self.rows())
+
+
+def settled(study: Study) -> Study:
+    """The study with the runs that its rows by now allow to name (see `Graph.pending`)."""
+    if not study.graph.pending:
+        return study
+    graph = build_graph(study.spec, study.rows(), study.graph.data)
+    return replace(study, graph=graph)
+
+
+def results_of(spec: StudySpec, graph: Graph, rows: Mapping[str, Row]) -> StudyResults:
+    """What the rows of a study say about its arms."""
+    dev_rows: dict[str, int] = {}
+    arms = []
+    for arm in spec.arms:
+        cells: dict[str, dict[int, Cell]] = {name: {} for name in arm.tasks}
+        for seed, runs in graph.ends[arm.name].items():
+            for row in (rows[run] for run in runs if run in rows):
+                for name in row.tasks:
+                    dev_rows[name] = int(row.metrics[name]["dev"]["n"])
+                    cells[name][seed] = Cell(row.primary(name), row.degenerate.get(name, ""))
+        scored = tuple(name for name in arm.tasks if name not in NOT_IN_SCORE)
+        arms.append(ArmResults(arm.name, arm.tasks, scored, cells))
+    return StudyResults(
+        name=spec.name,
+        arms=tuple(arms),
+        metrics={name: task.primary_metric for name, task in spec.tasks.items()},
+        dev_rows=dev_rows,
+        comparisons=spec.compare,
+        seeds=spec.seeds,
+        teachers=", ".join(dict.fromkeys(str(arm.teachers) for arm in spec.arms)),
+    )
+
+
+def chosen_seeds(study: Study, seeds: Sequence[int] | None) -> tuple[int, ...]:
+    """The seeds to run, in the study's order.
+
+    Raises:
+        UserError: If one of them is none of the study's.
+    """
+    for seed in seeds or ():
+        if seed not in study.spec.seeds:
+            known = ", ".join(map(str, study.spec.seeds))
+            raise UserError(
+                f"cannot run seed {seed} of the study {study.spec.name}: expected some of {known}",
+                "`seeds` in the study file says which there are",
+            )
+    return tuple(seed for seed in study.spec.seeds if seeds is None or seed in seeds)
+
+
+def to_make(study: Study, seeds: Sequence[int], rows: Mapping[str, Row]) -> list[Node]:
+    """The runs that are left for these seeds, teachers before students.
+
+    A run that has its row is done, unless a run that is left needs more of it than there is.
+    """
+    graph = study.graph
+    reported = graph.reported(seeds) | graph.trials
+    left: set[str] = set()
+    nodes = graph.needed(seeds)
+    for node in reversed(nodes):  # students first
+        students = [child for child in graph.children(node) if child.id in left]
+        if node.id not in rows:
+            wanted = node.id in reported or bool(students)
+        else:
+            wanted = not all(serves(study, node, student) for student in students)
+        if wanted:
+            left.add(node.id)
+    return [node for node in nodes if node.id in left]
+
+
+def serves(study: Study, node: Node, child: Node) -> bool:
+    """Whether a run is there with all that a run which it teaches, or starts, needs of it."""
+    run = Run(study.path / node.folder)
+    if not run.is_complete:
+        return False
+    if (run.model_dir / "tasks.json").exists() or DIVERGED in run.info():
+        return True
+    taught = [name for name, runs in child.teachers.items() if node.id in runs]
+    return not study.graph.needs_weights(node, child) and all(
+        run.predictions_path(name, "train").exists() for name in taught
+    )
+
+
+def seconds_left(left: Sequence[Node], rows: Mapping[str, Row]) -> tuple[float, int]:
+    """Seconds that runs will take by what runs like them took, one after another.
+
+    A run is like another with the same stage and tasks that also had, or had not, teachers.
+
+    Returns:
+        The sum over the runs that are like a measured one, and the number of the others.
+    """
+    measured: dict[tuple[Any, ...], list[float]] = {}
+    for row in rows.values():
+        measured.setdefault((row.stage, row.tasks, bool(row.teachers)), []).append(row.seconds)
+    known, unknown = 0.0, 0
+    for node in left:
+        key = (node.stage, tuple(task.name for task in node.tasks), bool(node.teachers))
+        times = measured.get(key, [])
+        known += sum(times) / max(1, len(times))
+        unknown += not times
+    return known, unknown
+
+
+# --- opening ----------------------------------------------------------------------------------
+
+
+def open_study(
+    place: str | Path,
+    *,
+    out: str | Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    glue_dir: str | Path | None = None,
+    others: Sequence[str | Path] = (),
+) -> Study:
+    """Opens a study with its runs, from its file or from the folder that an earlier call made.
+
+    Args:
+        place: A study file, or a study's folder.
+        out: The folder; default: `<folder of the file>/<name>`.
+        overrides: Settings of every run that win over those of the file.
+        glue_dir: See `glue_tasks.glue`.
+        others: Folders of the same study, from other machines, whose rows count, too.
+
+    Raises:
+        UserError: If the file is at fault, data are missing, or the folder was made from another
+            file or other data.
+    """
+    source = _source(Path(place), overrides)
+    find = task_finder(source.files_dir, glue_dir)
+    spec = parse_study(source.text, Path(place), find, source.overrides)
+    path = _folder_of(Path(place), out, spec.name)
+    begun = (path / STUDY_FILE).exists()
+    for folder in [*([path] if begun else []), *map(Path, others)]:
+        _check_content(folder, spec)
+    graph = build_graph(spec, read_rows([path, *map(Path, others)]))
+    if begun:
+        _check_runs(path, graph)
+    return Study(path, spec, graph, source.name, source.files_dir, tuple(map(Path, others)))
+
+
+def read_study(
+    place: str | Path,
+    *,
+    out: str | Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    others: Sequence[str | Path] = (),
+) -> Study:
+    """Opens a study for its results alone; neither data nor encoder need to be there.
+
+    Args:
+        place: See `open_study`; so are `out`, `overrides` and `others`.
+
+    Raises:
+        UserError: If no such study was begun, or its folder was made from another file.
+    """
+    source = _source(Path(place), overrides)
+    name = toml_content(source.text, Path(place)).get("name", "")
+    path = _folder_of(Path(place), out, name)
+    stored = _stored(path)
+    found = {written: Task(**task) for written, task in stored["tasks"].items()}
+
+    def find(written: str) -> Task:
+        if written not in found:
+            raise UserError(f"unknown task {written!r}, expected one of {', '.join(found)}")
+        return found[written]
+
+    spec = parse_study(source.text, Path(place), find, source.overrides)
+    for folder in (path, *map(Path, others)):
+        _check_content(folder, spec)
+    ends = {
+        arm: {int(seed): tuple(runs) for seed, runs in by_seed.items()}
+        for arm, by_seed in stored["ends"].items()
+    }
+    graph = Graph({}, ends, choices=tuple(stored["choices"]))
+    return Study(path, spec, graph, source.name, source.files_dir, tuple(map(Path, others)))
+
+
+def begin(study: Study) -> None:
+    """Writes `study.json`, if it is not there or does not name all runs yet.
+
+    Raises:
+        UserError: If the folder holds other files.
+    """
+    path = study.path / STUDY_FILE
+    if path.exists():
+        if len(_stored(study.path)["choices"]) < len(study.graph.choices):
+            _write(study)
+        return
+    foreign = [entry.name for entry in study.path.iterdir()] if study.path.is_dir() else []
+    foreign = [name for name in foreign if not name.startswith(f".{STUDY_FILE}")]
+    if foreign and not path.exists():  # another process may just have begun it
+        raise UserError(
+            f"cannot begin the study in {study.path}: the folder holds other files "
+            f"({', '.join(sorted(foreign)[:3])}), expected none",
+            "choose a new --out",
+        )
+    _write(study)
+
+
+def _write(study: Study) -> None:
+    spec = study.spec
+    write_json(
+        study.path / STUDY_FILE,
+        {
+            "format": FORMAT,
+            "name": spec.name,
+            "source": study.source,
+            "file": spec.text,
+            "files_dir": os.path.relpath(study.files_dir, study.path),
+            "settings": dict(spec.overrides),
+            "tasks": {
+                written: spec.tasks[name].without("files") for written, name in spec.written.items()
+            },
+            "ends": study.graph.ends,
+            "choices": study.graph.choices,
+        },
+    )
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A study file: its name, its text, its folder, and the settings that override it."""
+
+    name: str
+    text: str
+    files_dir: Path
+    overrides: Mapping[str, Any]
+
+
+def _source(place: Path, overrides: Mapping[str, Any] | None) -> _Source:
+    if not place.is_dir():
+        return _Source(place.name, read_study_text(place), place.parent, overrides or {})
+    stored = _stored(place)
+    given = stored["settings"] if overrides is None else overrides
+    return _Source(stored["source"], stored["file"], place / stored["files_dir"], given)
+
+
+def _folder_of(place: Path, out: str | Path | None, name: str) -> Path:
+    if out is not None:
+        return Path(out)
+    return place if place.is_dir() else place.parent / name
+
+
+def _stored(folder: Path) -> dict[str, Any]:
+    """Content of a folder's `study.json`."""
+    path = folder / STUDY_FILE
+    if not path.exists():
+        raise UserError(
+            f"cannot open the study {folder}: no {STUDY_FILE} in it, expected a study's folder",
+            "`outshine study run FILE` makes it; --out names it",
+        )
+    stored = read_json(
+        path, "format", "source", "file", "files_dir", "settings", "tasks", "ends", "choices"
+    )
+    if stored["format"] != FORMAT:
+        raise UserError(
+            f"cannot open the study {folder}: format {stored['format']}, expected {FORMAT} "
+            f"({path})",
+            "it was made by another version of outshine: update outshine, or start anew",
+        )
+    return stored
+
+
+def _check_content(folder: Path, spec: StudySpec) -> None:
+    """Refuses a folder that was made from another file, or with other settings."""
+    stored = _stored(folder)
+    before = study_content(toml_content(stored["file"], folder / STUDY_FILE), stored["settings"])
+    raise_problems(
+        f"cannot use the study {folder}: it was made from another file",
+        differences(before, spec.content),
+        "choose another --out, or give the file and the --set of the first time",
+    )
+
+
+def _check_runs(folder: Path, graph: Graph) -> None:
+    """Refuses a folder whose runs had other data, tasks or encoder."""
+    stored = _stored(folder)["ends"]
+    for arm, by_seed in graph.ends.items():
+        before = stored[arm]  # shorter, or empty, as long as settings were not chosen
+        other = [s for s, runs in by_seed.items() if before.get(str(s), [*runs]) != [*runs]]
+        if other:
+            raise UserError(
+                f"cannot go on with the study {folder}: the runs of {arm!r} are others than when "
+                "it was begun, because data, tasks, encoder or presets have changed",
+                "choose another --out, or bring back what has changed",
+            )

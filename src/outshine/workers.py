@@ -1,0 +1,264 @@
+"""The work of a study: takes the next run, trains it, records it, until nothing is left.
+
+Every process does the same, alone or beside others on one folder: there is no master. A run is
+claimed by a lock that goes with its process, so that another takes it up where it stopped.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from outshine.checkpoints import State
+from outshine.console import watched
+from outshine.data import folds
+from outshine.degenerate import DIVERGED, curve, reasons
+from outshine.evaluation import table_metrics
+from outshine.files import digest, write_json
+from outshine.graph import Node
+from outshine.planning import Plan, prepare
+from outshine.predictions import Predictions
+from outshine.provenance import provenance
+from outshine.results import Claims, Row, append_row
+from outshine.runs import FORMAT, Run, locked
+from outshine.study import Study, serves, settled, to_make
+from outshine.tasks import kind_of
+from outshine.training import DivergedError, train
+
+CURVE_POINTS = 60
+# What a row takes from `run.json` as it stands there.
+_FROM_INFO = (
+    *("steps", "rows", "tokens", "train_s", "mixture", "versions", "git_commit", "device"),
+    *("precision", "num_threads", "peak_memory_bytes", "data"),
+)
+POLL_S = 0.5
+
+Notify = Callable[[dict[str, Any]], None]
+
+
+def work(study: Study, seeds: Sequence[int], notify: Notify) -> None:
+    """Makes the runs of these seeds that are not done, those of other processes excepted.
+
+    Args:
+        study: The study, begun.
+        seeds: Of the arms.
+        notify: Is told {"event": "begin" | "progress" | "done" | "waiting", "run": id, ...}.
+
+    Raises:
+        OutshineError: If a run cannot be made; what is done stays.
+        KeyboardInterrupt: After Ctrl-C, when the checkpoint of the run is written.
+    """
+    claims = Claims(study.path)
+    try:
+        while (study := settled(study)).graph.pending or to_make(study, seeds, study.rows()):
+            left = to_make(study, seeds, study.rows())
+            node = _take(study, left, seeds, claims)
+            if node is None:  # what can be made is being made elsewhere
+                notify({"event": "waiting"})
+                time.sleep(POLL_S)
+                continue
+            try:
+                _make(study, node, notify)
+            finally:
+                claims.release(node.id)
+    finally:
+        claims.close()
+
+
+def _take(study: Study, left: Sequence[Node], seeds: Sequence[int], claims: Claims) -> Node | None:
+    """Claims the first run whose teachers are there."""
+    waiting = {node.id for node in left}
+    for node in left:
+        if waiting.isdisjoint(node.parents) and claims.take(node.id):
+            # another process may have made it between our look at the rows and our claim
+            if any(other.id == node.id for other in to_make(study, seeds, study.rows())):
+                return node
+            claims.release(node.id)
+    return None
+
+
+def _make(study: Study, node: Node, notify: Notify) -> None:
+    """Trains a run, or takes up what is there of it, and records its row."""
+    begin = time.monotonic()
+    notify({"event": "begin", "run": node.id})
+
+    def tell(what: str, done: int, total: int, text: str) -> None:
+        event = {"event": "progress", "run": node.id, "what": what}
+        notify({**event, "done": done, "total": total, "text": text})
+
+    rows = study.rows()
+    children = [c for c in study.graph.children(node) if c.id not in rows]
+    run = Run(study.path / node.folder)
+    if not (run.is_complete and all(serves(study, node, child) for child in children)):
+        with watched(tell):
+            run = _train(study, node, children, rows, force=run.is_complete)
+    if node.id not in rows:
+        append_row(study.path, _row(node, run, rows, time.monotonic() - begin))
+    rows = study.rows()
+    for served in (node, *(study.graph.nodes[parent] for parent in node.parents)):
+        _drop_weights(study, served, rows)
+    notify({"event": "done", "run": node.id})
+
+
+def _train(
+    study: Study,
+    node: Node,
+    children: Sequence[Node],
+    rows: Mapping[str, Row],
+    force: bool,
+) -> Run:
+    run = Run(study.path / node.folder)
+    cfg = node.cfg.model_copy(update={"keep": _keep(study, node, children)})
+    sources = {
+        task: _sources(study, task, runs)
+        for task, runs in node.teachers.items()
+        if not any(_diverged(study, teacher) for teacher in runs)
+    }
+    if node.start:
+        start = study.graph.nodes[node.start]
+        if _diverged(study, start.id):
+            plan = prepare(node.tasks, cfg, sources)
+            return _constant(run, plan, "the run that it starts from diverged")
+        cfg = cfg.model_copy(update={"init": str(study.path / start.folder)})
+    try:
+        return train(node.tasks, cfg, teachers=sources, out=run.path, force=force)
+    except DivergedError as error:
+        return _constant(run, prepare(node.tasks, cfg, sources), error.message)
+
+
+def _keep(study: Study, node: Node, children: Sequence[Node]) -> str:
+    """What a run keeps when it is finished; weights that nobody needs are dropped afterwards."""
+    if any(study.graph.needs_weights(node, child) for child in children):
+        return "all"
+    if children and study.spec.keep != "all":
+        return "predictions"
+    # train logits, which keep = "predictions" computes, would serve nobody
+    return "metrics" if study.spec.keep == "metrics" else "all"
+
+
+def _drop_weights(study: Study, node: Node, rows: Mapping[str, Row]) -> None:
+    """Removes what a recorded run has kept for others, once none of them needs it."""
+    if study.spec.keep == "all":
+        return
+    run = Run(study.path / node.folder)
+    waiting = [child for child in study.graph.children(node) if child.id not in rows]
+    if not any(study.graph.needs_weights(node, child) for child in waiting):
+        shutil.rmtree(run.model_dir, ignore_errors=True)
+    if study.spec.keep == "metrics" and not waiting:
+        shutil.rmtree(run.path / "predictions", ignore_errors=True)
+
+
+# --- teachers ---------------------------------------------------------------------------------
+
+
+def _sources(study: Study, task: str, runs: Sequence[str]) -> list[str]:
+    nodes = [study.graph.nodes[run] for run in runs]
+    if nodes[0].cfg.fold:
+        return [str(_out_of_fold(study, task, nodes).path)]
+    return [str(study.path / node.folder) for node in nodes]
+
+
+def _out_of_fold(study: Study, task: str, nodes: Sequence[Node]) -> Run:
+    """A teacher whose logits on each fold are those of the run that has not seen it."""
+    identity = digest([node.id for node in nodes])
+    seed = nodes[0].cfg.seed
+    joined = Run(study.path / "runs" / f"folds-{task}-seed{seed}-{identity[:8]}")
+    members = [Run(study.path / node.folder) for node in nodes]
+    path = joined.predictions_path(task, "train")
+    if path.exists() and joined.is_complete:
+        return joined
+    answers = [Predictions.load(run.predictions_path(task, "train")) for run in members]
+    first = answers[0]
+    fold_of = folds(first.ids, len(nodes))
+    logits = np.empty_like(first.logits)
+    for number, predictions in enumerate(answers, start=1):
+        rows = np.flatnonzero(fold_of == number)
+        logits[rows], _ = predictions.take([first.ids[row] for row in rows.tolist()])
+    Predictions(
+        logits, first.ids, identity[:12], first.task, first.version, first.labels, first.data
+    ).save(path)
+    write_json(joined.path / "config.json", members[0].config())
+    write_json(joined.path / "metrics.json", {})
+    write_json(joined.path / "run.json", {"format": FORMAT, "id": identity[:12]})
+    return joined
+
+
+# --- runs that diverged -----------------------------------------------------------------------
+
+
+def _diverged(study: Study, run: str) -> bool:
+    made = Run(study.path / study.graph.nodes[run].folder)
+    return made.is_complete and DIVERGED in made.info()
+
+
+def _constant(run: Run, plan: Plan, reason: str) -> Run:
+    """Completes a run that diverged, with a constant prediction: the mean of its train targets."""
+    parts = {part.table.task.name: part for part in plan.mixture.parts}
+    run_id = digest(plan.identity)[:12]
+    metrics: dict[str, dict[str, dict[str, float]]] = {}
+    with locked(run.path):
+        for (name, split), table in plan.dev.items():
+            gold = np.asarray(parts[name].table.gold)[parts[name].rows]
+            mean = kind_of(table.task).gold_target(table.task, gold).mean(axis=0)
+            logits = np.tile(mean.astype(np.float32), (len(table), 1))
+            metrics.setdefault(name, {})[split] = table_metrics(table, logits)
+            task = table.task
+            Predictions(
+                logits, table.ids, run_id, name, task.version, task.labels, table.data
+            ).save(run.predictions_path(name, split))
+        if not run.log_path.exists():
+            run.log_path.write_text("")
+        write_json(
+            run.path / "config.json",
+            {
+                "settings": plan.cfg.model_dump(mode="json"),
+                "tasks": [task.model_dump(mode="json") for task in plan.tasks],
+                "teachers": plan.teachers,
+            },
+        )
+        write_json(run.path / "metrics.json", metrics)
+        info = provenance(plan, State(), run_id, 0.0)
+        write_json(run.path / "run.json", {**info, DIVERGED: reason})
+        shutil.rmtree(run.path / "checkpoint", ignore_errors=True)
+    return run
+
+
+# --- rows -------------------------------------------------------------------------------------
+
+
+def _row(node: Node, run: Run, rows: Mapping[str, Row], seconds: float) -> Row:
+    """The row of a complete run."""
+    info = run.info()
+    untaught = {
+        task: "a teacher of it diverged"
+        for task, runs in node.teachers.items()
+        if any(rows[teacher].diverged for teacher in runs if teacher in rows)
+    }
+    degenerate = reasons(run) if DIVERGED in info else reasons(run) | untaught
+    return Row(
+        run=node.id,
+        folder=node.folder,
+        stage=node.stage,
+        chain=node.chain,
+        tasks=tuple(task.name for task in node.tasks),
+        seed=node.cfg.seed,
+        metrics=run.metrics(),
+        degenerate=degenerate,
+        settings=_portable(node, run.config()["settings"]),
+        teachers={task: list(runs) for task, runs in node.teachers.items()},
+        seconds=round(max(seconds, info["train_s"]), 3),
+        curve=curve(run, CURVE_POINTS),
+        **{key: info[key] for key in _FROM_INFO},
+    )
+
+
+def _portable(node: Node, settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings without paths of this machine: they would say nothing elsewhere."""
+    encoder = settings["encoder"]
+    name = Path(encoder).name if Path(encoder).is_dir() else encoder
+    return {**settings, "encoder": name, **({"init": node.start} if node.start else {})}

@@ -1,0 +1,92 @@
+"""The word embedding's gradient, kept in one buffer: the same values as torch's own."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from outshine.embedding import Embedding, use_row_gradients
+
+IDS = torch.tensor([[3, 1, 3, 0], [7, 3, 1, 9]])
+
+
+class Lookups(nn.Module):
+    """A word embedding beside another one."""
+
+    def __init__(self, padding_idx: int | None = None) -> None:
+        super().__init__()
+        self.words = nn.Embedding(10, 4, padding_idx=padding_idx)
+        self.positions = nn.Embedding(10, 4)
+
+
+def pair(padding_idx: int | None = None) -> tuple[nn.Embedding, Embedding]:
+    """torch's embedding and ours with equal weights, in training mode."""
+    theirs = Lookups(padding_idx)
+    ours = copy.deepcopy(theirs)
+    use_row_gradients(ours, ours.words)
+    assert isinstance(ours.words, Embedding)
+    return theirs.words, ours.words
+
+
+def backward(module: nn.Embedding, ids: Tensor, seed: int) -> None:
+    out = module(ids)
+    (out * torch.randn(out.shape, generator=torch.Generator().manual_seed(seed))).sum().backward()
+
+
+@pytest.mark.parametrize("padding_idx", [None, 0])
+def test_the_gradient_is_that_of_torch_over_several_backward_passes(
+    padding_idx: int | None,
+) -> None:
+    theirs, ours = pair(padding_idx)
+    for module in (theirs, ours):
+        backward(module, IDS, 0)
+    assert torch.equal(ours.weight.grad, theirs.weight.grad)
+    for module in (theirs, ours):
+        backward(module, IDS[:1] + 1, 1)
+    torch.testing.assert_close(ours.weight.grad, theirs.weight.grad, atol=1e-6, rtol=0)
+
+
+def test_a_new_step_starts_from_zeros() -> None:
+    theirs, ours = pair()
+    backward(ours, IDS, 0)
+    ours.weight.grad = None
+    for module in (theirs, ours):
+        backward(module, torch.tensor([5, 5, 2]), 1)
+    assert torch.equal(ours.weight.grad, theirs.weight.grad)
+
+
+def test_steps_with_adamw_give_bitwise_the_weights_of_torch() -> None:
+    weights = []
+    for module in pair(padding_idx=0):
+        optimizer = torch.optim.AdamW([module.weight], lr=0.1, fused=True)
+        for step in range(5):
+            backward(module, (IDS + step) % 10, step)
+            torch.nn.utils.clip_grad_norm_([module.weight], 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+        weights.append(module.weight.detach())
+    assert torch.equal(*weights)
+
+
+def test_without_training_it_is_torchs_own_lookup() -> None:
+    _, ours = pair()
+    ours.eval()
+    backward(ours, IDS, 0)
+    assert ours._buffer is None
+    assert ours.weight.grad is not None
+    ours.train()
+    with torch.no_grad():
+        assert not ours(IDS).requires_grad
+
+
+def test_the_weight_keeps_its_name_and_place() -> None:
+    module = Lookups()
+    weight = module.words.weight
+    before = module.state_dict().keys()
+    use_row_gradients(module, module.words)
+    assert module.state_dict().keys() == before
+    assert module.words.weight is weight
+    assert type(module.positions) is nn.Embedding
