@@ -16,10 +16,10 @@ from outshine.distillation import ARMS, Distillation
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch, encoder: Path) -> None:
     distill = distillation.distill
-    tiny = {"max_steps": 2, "batch_size": 8, "device": "cpu"}
+    tiny = {"encoder": str(encoder), "max_steps": 2, "batch_size": 8, "device": "cpu"}
 
     def small(tasks: Any, **kwargs: Any) -> Distillation:
-        return distill(tasks, **kwargs | {"encoder": str(encoder), "settings": tiny})
+        return distill(tasks, **kwargs | {"settings": kwargs["settings"] | tiny})
 
     monkeypatch.setattr(demo, "distill", small)
     monkeypatch.setattr(costs, "ALONE_S", 0.05)

@@ -322,7 +322,7 @@ def test_a_task_that_takes_the_place_of_the_student_is_refused(
     for path in [*(tmp_path / "run").glob("*.json"), tmp_path / "run" / "model" / "tasks.json"]:
         path.write_text(path.read_text().replace('"tickets"', '"model"'))
     heads = tmp_path / "run" / "model" / "heads.safetensors"
-    weights = {k.replace(".tickets.", ".model."): v for k, v in load_file(heads).items()}
+    weights = {k.replace(".task-tickets.", ".task-model."): v for k, v in load_file(heads).items()}
     save_file(weights, heads)
     with pytest.raises(OutshineError) as caught:
         exporting.export(tmp_path / "run", tmp_path / "out")

@@ -161,7 +161,8 @@ def plain_model(encoder: Path, initial: Any) -> Plain:
     network.classifier = nn.Identity()
     network.load_state_dict(initial.network.state_dict())
     heads = nn.ModuleDict()
-    for name, head in initial.heads.items():
+    for name in initial.names:
+        head = initial.head(name)
         heads[name] = nn.Linear(head.in_features, head.out_features)
         heads[name].load_state_dict(head.state_dict())
     return Plain(network, heads, AutoTokenizer.from_pretrained(encoder))

@@ -468,7 +468,7 @@ def test_resuming_with_other_settings_names_the_key(
     assert str(caught.value) == (
         f"cannot go on with the run {interrupted.path}: settings.anneal was linear, is cosine, "
         "settings.lr was 0.001, is 0.002\n"
-        "hint: give the same settings and data to resume, or --force to start anew"
+        "hint: give the settings and data that it was made with, or --force to start anew"
     )
     with pytest.raises(UserError, match=r"teachers\.tickets was \w{12}, is None"):
         train([tasks["tickets"]], cfg, out=interrupted.path)

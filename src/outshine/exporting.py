@@ -218,7 +218,7 @@ def _write_student(run: Run, tasks: Sequence[Task], folder: Path) -> None:
     }
     config["tasks"] = [_public_task(task) for task in tasks]
     write_json(folder / "config.json", config)
-    info = {key: value for key, value in run.info().items() if key != "command"}
+    info = {k: v for k, v in run.info().items() if k not in ("command", "identity")}
     write_json(folder / "metrics.json", run.metrics())
     write_json(folder / "run.json", info)
 
