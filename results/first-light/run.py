@@ -5,7 +5,8 @@
 
 Every arm takes the learning rate that is best for it, of the same few, on seed 100, which is not
 reported. Each finished run appends one line to `rows-<study>.jsonl` beside this file; a run that
-has its line is not trained again, so the command can be stopped and given again.
+has its line is not trained again, so the command can be stopped and given again, on another
+machine, too: what teachers say of their train rows stands in `teachers-<study>/`.
 """
 
 from __future__ import annotations
@@ -99,6 +100,8 @@ def train_job(job: Job, study: Study, glue_dir: str, work: Path, threads: int) -
         out=work / job.key,
         force=True,
     )
+    if job.arm == "single":
+        save_table(run, study, job)
     info = run.info()
     kept = ("id", "versions", "git_commit", "device", "precision", "num_threads", "steps", "rows")
     return {
@@ -109,6 +112,27 @@ def train_job(job: Job, study: Study, glue_dir: str, work: Path, threads: int) -
         "tokens": info["tokens"],
         **{name: info[name] for name in kept},
     }
+
+
+def table_path(study: Study, job: Job) -> Path:
+    return HERE / f"teachers-{study.name}" / f"{job.key}.parquet"
+
+
+def save_table(run: Any, study: Study, job: Job) -> None:
+    """Keeps what a teacher says of its train rows, so that its student can be trained elsewhere."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from outshine.predictions import Predictions
+    from outshine.tasks import kind_of
+
+    (task,) = run.tasks()
+    kind, known = kind_of(task), Predictions.load(run.predictions_path(task.name, "train"))
+    said = kind.probs(known.logits) if kind.probs else kind.decode(task, known.logits)[:, None]
+    columns = dict(zip(kind.table_columns(task), said.T, strict=True))
+    path = table_path(study, job)
+    path.parent.mkdir(exist_ok=True)
+    pq.write_table(pa.table({"id": known.ids} | columns), path, compression="zstd")
 
 
 def primary(row: dict[str, Any], task: str) -> float:
@@ -137,8 +161,8 @@ class Queue:
 
         Args:
             jobs: What to train.
-            as_teachers: Whether their logits are needed, so that jobs whose folder is gone are
-                trained again (their rows stay as they are).
+            as_teachers: Whether their tables are needed, so that jobs without one are trained
+                again (their rows stay as they are).
         """
         todo: dict[Future, Job] = {
             self.pool.submit(
@@ -146,7 +170,7 @@ class Queue:
             ): job
             for job in jobs
             if job.key not in self.rows
-            or (as_teachers and not (self.args.work / job.key / "run.json").exists())
+            or (as_teachers and not table_path(self.study, job).exists())
         }
         begin = time.time()
         while todo:
@@ -171,7 +195,7 @@ def singles(queue: Queue, seed: int, lr: float) -> list[Job]:
 
 
 def taught(queue: Queue, teachers: list[Job], seed: int, lr: float) -> Job:
-    sources = tuple((job.tasks[0], str(queue.args.work / job.key)) for job in teachers)
+    sources = tuple((job.tasks[0], str(table_path(queue.study, job))) for job in teachers)
     return Job("single->multi", queue.study.tasks, seed, lr, sources)
 
 
