@@ -110,9 +110,17 @@ def rates(rows: list[dict[str, Any]]) -> list[str]:
 
 def section(study: str) -> list[str]:
     rows = read(study)
-    if not any(row["seed"] != SELECTION_SEED for row in rows):
-        return []
     scores = reported(rows)
+    if not all(scores.values()):
+        return [
+            f"**{TITLES[study]}**: not run to its end yet. Only learning rates were tried, in one "
+            "pass over at most 1,500 rows per task:",
+            "",
+            *rates(rows),
+            "",
+            f"Command: `{COMMANDS[study]}`.",
+            "",
+        ]
     seeds = {arm: sorted(by) for arm, by in scores.items()}
     counts = ", ".join(f"{arm} {len(s)}" for arm, s in seeds.items())
     row = rows[-1]
@@ -135,6 +143,46 @@ def section(study: str) -> list[str]:
         f"{row['versions']['transformers']}, commit {', '.join(commits)}.",
         "",
     ]
+
+
+def study_section(name: str) -> list[str]:
+    """The scores and the conclusion of a study, from what `outshine study report` wrote."""
+    path = RESULTS / name / "report.json"
+    if not path.exists():
+        return []
+    found = json.loads(path.read_text())
+    arms, info = found["arms"], found["provenance"]
+    lines = [
+        f"**Study {name}**: {len(found['seeds'])} seeds of `studies/{name}.toml` with splade-tiny. "
+        "Median ± standard deviation of dev metrics in percent (n: finished seeds).",
+        "",
+        "| task | metric | dev rows | " + " | ".join(arms) + " |",
+        "| --- | --- | ---: | " + " | ".join("---:" for _ in arms) + " |",
+    ]
+    for task, metric in found["metrics"].items():
+        cells = [cell(arm["tasks"].get(task)) for arm in arms.values()]
+        lines.append(f"| {task} | {metric} | {found['dev_rows'][task]:,} | {' | '.join(cells)} |")
+    lines.append(f"| **score** | mean | | {' | '.join(cell(a['score']) for a in arms.values())} |")
+    return [
+        *lines,
+        "",
+        *(f"* {sentence}" for sentence in [*found["conclusion"], *found["warnings"]]),
+        "",
+        f"Tests: {found['methods']['test']}; {found['methods']['holm']}. Command: `outshine study "
+        f"run studies/{name}.toml --set encoder=SPLADE_TINY --set num_threads=1` on "
+        f"{', '.join(info['device'])} ({', '.join(info['precision'])}), commit "
+        f"{', '.join(commit[:10] for commit in info['git_commits'])}; all numbers and pictures in "
+        f"[results/{name}](results/{name}).",
+        "",
+    ]
+
+
+def cell(values: dict[str, Any] | None) -> str:
+    if values is None:
+        return "-"
+    spread = "" if values["std"] is None else f" ± {values['std']:.1f}"
+    marked = f", {values['degenerate']} degenerate" if values["degenerate"] else ""
+    return f"{values['median']:.1f}{spread} (n = {values['n']}{marked})"
 
 
 def speed() -> list[str]:
@@ -177,6 +225,7 @@ def speed() -> list[str]:
 
 
 def pages() -> dict[Path, str]:
+    studies = "\n".join(study_section("small-four"))
     body = "\n".join(line for study in ("b", "a") for line in section(study)).strip()
     note = (
         "SST-2, CoLA, MRPC, STS-B and RTE are the official files; MNLI, QNLI and QQP are samples "
@@ -190,7 +239,7 @@ def pages() -> dict[Path, str]:
     )
     fast = "\n".join(speed()).strip()
     return {
-        README: f"{before}{BEGIN}\n{body}\n\n{note}\n\n{fast}\n{END}{after}",
+        README: f"{before}{BEGIN}\n{studies}\n{body}\n\n{note}\n\n{fast}\n{END}{after}",
         FIRST_LIGHT / "README.md": f"{own}\n\n{body}\n\n{note}\n",
     }
 

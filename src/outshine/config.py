@@ -159,9 +159,9 @@ _REFERENCE = {
     "attention_dropout": 0.1,
 }
 
-# small-*: the learning rate that was best of 1e-4, 3e-4 and 1e-3 for every arm of first light
-# (results/first-light, encoders of 4.4 and 22.7 M parameters); batch size and epochs are those of
-# its runs, and were not compared.
+# small-*: the learning rate that was best of 1e-4, 3e-4 and 1e-3 for every arm of study b of first
+# light (4.4 M parameters), and of 1e-4 and 3e-4 for single and multi in study a (22.7 M). Batch size
+# and epochs are those of its runs, and were not compared (results/first-light).
 PRESETS: dict[str, dict[str, Any]] = {
     "bam-single": _BAM_SINGLE,
     "bam-multi": _BAM_MULTI,
