@@ -322,6 +322,18 @@ def test_an_arm_that_has_not_run_yet_is_shown_as_absent(format: str) -> None:
         assert text
 
 
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_task_without_any_run_yet_is_shown_as_absent(format: str) -> None:
+    data = report()
+    task = next(iter(data["metrics"]))
+    for table in (data["metrics"], data["dev_rows"]):
+        del table[task]
+    for arm in data["arms"].values():
+        arm["tasks"].pop(task, None)
+    assert task in data["arms_info"][next(iter(data["arms"]))]["tasks"]
+    assert render(data, format)
+
+
 def test_a_score_without_values_has_no_panel() -> None:
     data = report(("single",), ("rte",), 2, fewer=False)
     data["arms"]["single"]["score"] = None

@@ -155,7 +155,8 @@ def _scores(data: Mapping[str, Any]) -> Section:
 
 
 def _rows(data: Mapping[str, Any], task: str) -> str:
-    return "" if task == "score" else whole(data["dev_rows"][task])
+    """Rows of a task's dev set; nothing for a score, or before the task's first run."""
+    return whole(data["dev_rows"][task]) if task in data["dev_rows"] else ""
 
 
 def _cell(stats: Mapping[str, Any] | None) -> str:
