@@ -160,8 +160,8 @@ _REFERENCE = {
 }
 
 # small-*: the learning rate that was best of 1e-4, 3e-4 and 1e-3 for every arm of study b of first
-# light (4.4 M parameters), and of 1e-4 and 3e-4 for single and multi in study a (22.7 M); batch
-# size and epochs are those of its runs, and were not compared (results/first-light).
+# light (4.4 M parameters), and of 1e-4 and 3e-4 for single and multi in study a (22.7 M; its
+# student did better with 1e-4). Batch size and epochs are those of its runs, and were not compared.
 PRESETS: dict[str, dict[str, Any]] = {
     "bam-single": _BAM_SINGLE,
     "bam-multi": _BAM_MULTI,
