@@ -104,7 +104,8 @@ def rates(rows: list[dict[str, Any]]) -> list[str]:
                 values = [100 * next(iter(row["metrics"][t]["dev"].values())) for t in row["tasks"]]
                 tried.setdefault(row["lr"], []).extend(values)
         grid = ", ".join(f"{lr:g}: {statistics.fmean(v):.1f}" for lr, v in sorted(tried.items()))
-        lines.append(f"* {arm}: lr {', '.join(f'{lr:g}' for lr in chosen) or '?'} (tried {grid})")
+        used = f"lr {', '.join(f'{lr:g}' for lr in chosen)} " if chosen else ""
+        lines.append(f"* {arm}: {used}(tried {grid})")
     return lines
 
 
