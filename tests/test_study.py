@@ -236,6 +236,108 @@ def test_rows_of_another_folder_count(made: Study, file: Path, tmp_path: Path) -
     assert merged.results() == made.results()
 
 
+def change(study: Path, *changes: tuple[str, str]) -> Path:
+    """Changes the file beside a study's folder, and returns it."""
+    path = study.parent / "tiny.toml"
+    text = path.read_text()
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    path.write_text(text)
+    return path
+
+
+def test_a_file_with_other_seeds_arms_and_comparisons_goes_on_in_its_folder(
+    copied: Path, trained: list[str]
+) -> None:
+    old = (copied / ROWS).read_bytes()
+    path = change(
+        copied,
+        ("seeds = 2", 'seeds = 3\ncompare = [["multi->multi", "single"]]'),
+        ('"multi", "single->multi"', '"multi->multi"'),
+        ("[stage.single]", '[[arm]]\nname = "v"\nchain = "single"\nset.lr = 2e-3\n[stage.single]'),
+    )
+    facts = plan_facts(open_study(path))
+    # seed 3: two single runs and multi, two finetuned; multi->multi and two of v for every seed
+    assert facts["left"] == 5 + 3 * (1 + 2) + 2  # and multi of the first seeds, to teach again
+    assert "seeds = 2" in json.loads((copied / "study.json").read_text())["file"]
+    study = run_study(path)
+    assert len(trained) == facts["left"]
+    assert (copied / ROWS).read_bytes().startswith(old)
+    assert json.loads((copied / "study.json").read_text())["file"] == path.read_text()
+    results = read_study(path).results()
+    assert [arm.name for arm in results.arms] == ["single", "multi->multi", "multi+finetune", "v"]
+    assert results == study.results()
+    assert all(set(cells) == {1, 2, 3} for arm in results.arms for cells in arm.cells.values())
+    assert results.comparisons == (("multi->multi", "single"),)
+
+
+def test_a_new_arm_may_bring_a_stage_of_its_own(tmp_path: Path, encoder: Path) -> None:
+    text = study_text(encoder, "seeds = 1", arms='["multi"]')
+    path = write_study(tmp_path, text.partition("[stage.finetune]")[0])
+    run_study(path)
+    path.write_text(text.replace('["multi"]', '["multi", "multi+finetune"]'))
+    assert len(run_study(path).rows()) == 3
+
+
+def test_a_changed_file_is_not_read_before_it_is_run(copied: Path) -> None:
+    path = change(copied, ("seeds = 2", "seeds = 3"))
+    with pytest.raises(UserError) as caught:
+        read_study(path)
+    assert caught.value.message == (
+        f"cannot read the study {copied}: its file has changed since it was run: seeds was 2, is 3"
+    )
+    assert caught.value.hint == (
+        f"`outshine study run` takes the changes up; {copied} in the file's place stands for the "
+        "study as it was run"
+    )
+    assert read_study(copied).spec.seeds == (1, 2)
+
+
+def test_changed_data_are_refused_beside_a_changed_file(copied: Path) -> None:
+    path = change(copied, ("seeds = 2", "seeds = 3"), ('"single", "multi"', '"multi"'))
+    dev = copied.parent / "tickets-dev.csv"
+    dev.write_text(dev.read_text() + "my invoice again,billing\n")
+    with pytest.raises(UserError, match=r"cannot go on with .*the runs of 'single' are others"):
+        open_study(path)
+
+
+def test_a_changed_list_of_seeds_leaves_the_runs_of_old_seeds(
+    copied: Path, trained: list[str]
+) -> None:
+    run_study(change(copied, ("seeds = 2", "seeds = [2, 4]")), seeds=[2])
+    assert trained == []
+
+
+def test_a_process_with_the_old_file_does_not_take_the_changes_back(copied: Path) -> None:
+    path = copied.parent / "tiny.toml"
+    old = open_study(path)
+    change(copied, ("seeds = 2", "seeds = 1"))
+    studying.begin(open_study(path))
+    studying.note_choices(old)
+    assert read_study(copied).spec.seeds == (1,)
+
+
+def test_rows_of_a_study_with_another_file_count_where_the_runs_are_the_same(
+    made: Study, copied: Path, tmp_path: Path, trained: list[str]
+) -> None:
+    path = change(copied, ("lr = 1e-4", "lr = 2e-4"), ("seeds = 2", 'seeds = 1\nkeep = "all"'))
+    study = run_study(path, out=tmp_path / "out", others=[made.path])
+    tuned = [run for runs in study.graph.ends["multi+finetune"].values() for run in runs]
+    start = study.graph.nodes[tuned[0]].start
+    assert set(read_rows([study.path])) == set(tuned)
+    assert len(trained) == 3 and study.graph.nodes[start].folder in trained
+    assert study.results().arms[0].cells["tickets"].keys() == {1}
+
+
+def test_rows_are_taken_from_studies_alone(file: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        open_study(file, out=tmp_path / "out", others=[tmp_path])
+    assert caught.value.message == (
+        f"cannot take rows from {tmp_path}: no rows.jsonl in it, expected a study's folder"
+    )
+
+
 # --- policies -----------------------------------------------------------------------------------
 
 
@@ -476,17 +578,18 @@ def test_a_folder_made_from_another_file_is_refused_with_the_keys(
     copied: Path, encoder: Path
 ) -> None:
     path = copied.parent / "tiny.toml"
-    path.write_text(path.read_text().replace("seeds = 2", "seeds = 3").replace("1e-4", "2e-4"))
+    text = path.read_text().replace("seeds = 2", 'seeds = 3\nkeep = "all"')
+    path.write_text(text.replace("1e-4", "2e-4"))
     with pytest.raises(UserError) as caught:
         open_study(path)
     assert caught.value.message == (
         f"cannot use the study {copied}: it was made from another file: 2 problems\n"
-        "  seeds was 2, is 3\n"
-        "  stage.finetune.lr was 0.0001, is 0.0002"
+        "  stage.finetune.lr was 0.0001, is 0.0002\n"
+        "  keep was not given, is all"
     )
-    assert (
-        caught.value.hint
-        == "choose another --out, or give the file and the --set of the first time"
+    assert caught.value.hint == (
+        f"choose another --out (with `--rows {copied}` runs that are the same count), or give "
+        "the file and the --set of the first time"
     )
 
 

@@ -35,7 +35,7 @@ Others = Annotated[
     typer.Option(
         "--rows",
         metavar="DIR",
-        help="Folder of the same study, from another machine, whose rows count, too. Repeatable.",
+        help="Folder of another study whose rows count for the runs that are the same. Repeatable.",
     ),
 ]
 

@@ -23,7 +23,16 @@ from outshine.console import clock, console, say, table
 from outshine.errors import OutshineError, UserError, WorldError
 from outshine.graph import Node
 from outshine.results import Row
-from outshine.study import Study, begin, chosen_seeds, open_study, seconds_left, settled, to_make
+from outshine.study import (
+    Study,
+    begin,
+    chosen_seeds,
+    note_choices,
+    open_study,
+    seconds_left,
+    settled,
+    to_make,
+)
 
 EXECUTORS = ("local",)
 PLAIN_LINE_EVERY_S = 30.0
@@ -52,7 +61,7 @@ def run_study(
         executor: `local`.
         settings: Settings of every run that win over those of the file.
         glue_dir: See `outshine.glue`.
-        others: Folders of the same study, from other machines, whose rows count, too.
+        others: Folders of other studies whose rows count, too, where they are of the same runs.
 
     Returns:
         The study; its `results()` say what the arms scored.
@@ -85,7 +94,7 @@ def run_study(
         else:
             _in_processes(study, chosen, jobs, glue_dir, tell)
     study = settled(study)
-    begin(study)
+    note_choices(study)
     return study
 
 
@@ -245,6 +254,8 @@ class _Board:
         kind, run = event["event"], event.get("run", "")
         if run and run not in self.study.graph.nodes:
             self.study = settled(self.study)
+            if run not in self.study.graph.nodes:  # of a file that was changed meanwhile
+                return
         if kind == "begin":
             self.running[run] = {"since": time.monotonic()}
         elif kind == "progress":
