@@ -6,9 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -28,17 +25,10 @@ from outshine.findings import compare, report_data
 from outshine.launch import run_study
 from outshine.plan import plan_facts
 from outshine.predictions import Predictions
-from outshine.results import ROWS, Row, append_row, read_rows
+from outshine.results import ROWS, append_row, read_rows
 from outshine.runs import Run
 from outshine.study import Study, chosen_seeds, open_study, read_study, to_make
-from studies import study_text, write_study
-
-ALIKE = ("metrics", "degenerate", "steps", "rows", "tokens", "curve", "mixture", "data", "teachers")
-
-
-def alike(rows: dict[str, Row]) -> dict[str, list[Any]]:
-    """What must be the same of every row, however often its run was stopped."""
-    return {run: [getattr(row, key) for key in ALIKE] for run, row in rows.items()}
+from studies import alike, slow_text, start, study_text, wait_for, write_study
 
 
 @pytest.fixture(scope="module")
@@ -448,40 +438,16 @@ def test_a_run_that_diverges_is_recorded_with_a_constant_prediction_and_marked(
 
 # --- processes ----------------------------------------------------------------------------------
 
-_RUN = "from outshine.cli import main; main()"
-
-
-def start(*words: str, **options: Any) -> subprocess.Popen[str]:
-    """Starts `outshine WORDS` as a process."""
-    return subprocess.Popen(
-        [sys.executable, "-c", _RUN, *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **options,
-    )
-
 
 @pytest.fixture(scope="module")
 def slow(tmp_path_factory: pytest.TempPathFactory, encoder: Path) -> Path:
     """A study whose runs take a second or so, with a checkpoint at every step."""
-    keys = "seeds = 1"
-    text = study_text(encoder, keys, arms='["single->multi", "multi+finetune"]')
-    text = text.replace("lr = 1e-3", "lr = 1e-3\nsave_every_s = 1e-9")
-    text = text.replace("max_steps = 4", "max_steps = 40\nepochs = 20")
-    return write_study(tmp_path_factory.mktemp("slow"), text)
+    return write_study(tmp_path_factory.mktemp("slow"), slow_text(encoder))
 
 
 @pytest.fixture(scope="module")
 def undisturbed(slow: Path, tmp_path_factory: pytest.TempPathFactory) -> Study:
     return run_study(slow, out=tmp_path_factory.mktemp("undisturbed") / "out")
-
-
-def wait_for(condition: Callable[[], bool], what: str) -> None:
-    end = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < end, f"waited in vain for {what}"
-        time.sleep(0.02)
 
 
 def test_killed_at_several_moments_and_resumed_it_is_the_undisturbed_study(
@@ -622,7 +588,7 @@ def test_results_are_read_without_data_or_encoder(made: Study, copied: Path) -> 
     ("options", "message"),
     [
         ({"jobs": 0}, "cannot run the study: 0 jobs, expected 1 or more"),
-        ({"executor": "slurm"}, "cannot run the study: executor 'slurm', expected local"),
+        ({"executor": "slurm"}, "cannot run the study: executor 'slurm', expected local, ray"),
         ({"seeds": [7]}, "cannot run seed 7 of the study tiny: expected some of 1, 2"),
     ],
 )
