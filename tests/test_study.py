@@ -369,6 +369,30 @@ def test_folds_are_nearly_equal_and_keep_swapped_pairs_together() -> None:
     assert np.array_equal(folds(ids[::-1], 4), parts[::-1])
 
 
+FROM_TEACHERS = '[[arm]]\nname = "mean"\nchain = "single->multi"\nset = { init = "teachers" }\n'
+
+
+def test_a_student_starts_from_its_teachers_before_their_weights_are_dropped(
+    tmp_path: Path, encoder: Path, trained: list[str]
+) -> None:
+    text = study_text(encoder, f"seeds = 1\n\n{FROM_TEACHERS}", arms='["single->multi"]')
+    study = run_study(write_study(tmp_path, text))
+    assert len(trained) == len(study.rows()) == 4  # each teacher once
+    mean, plain = (study.rows()[node_of(study, arm).id] for arm in ("mean", "single->multi"))
+    assert mean.settings["init"] == "teachers" and plain.settings["init"] == "encoder"
+    assert mean.curve[0][1] < plain.curve[0][1]  # it knows something of what they know
+    assert list(study.path.rglob("heads.safetensors")) == []
+
+
+def test_a_run_with_weights_keeps_them_until_all_that_it_teaches_is_done(
+    tmp_path: Path, encoder: Path, trained: list[str]
+) -> None:
+    # multi+finetune needs the weights of multi, multi->multi its logits alone, and comes later
+    text = study_text(encoder, "seeds = 1", arms='["multi+finetune", "multi->multi"]')
+    study = run_study(write_study(tmp_path, text))
+    assert len(trained) == len(study.rows()) == 4
+
+
 # --- settings that are chosen -------------------------------------------------------------------
 
 
@@ -410,7 +434,9 @@ def test_a_run_that_diverges_is_recorded_with_a_constant_prediction_and_marked(
     tmp_path: Path, encoder: Path
 ) -> None:
     keys = (
-        "seeds = 1\n\n[stage.single.task.tickets]\nlr = 1e30\nmax_grad_norm = 0.0\n"
+        f"seeds = 1\n\n{FROM_TEACHERS}"
+        '[[arm]]\nname = "lost"\nchain = "single->single"\nset = { init = "teachers" }\n'
+        "[stage.single.task.tickets]\nlr = 1e30\nmax_grad_norm = 0.0\n"
         '[[arm]]\nname = "burst"\nchain = "multi+finetune"\n'
         '[[arm]]\nname = "tuned burst"\nchain = "burst+finetune"\n'
     )
@@ -426,6 +452,11 @@ def test_a_run_that_diverges_is_recorded_with_a_constant_prediction_and_marked(
     assert 0 < teacher.primary("tickets") < 1
     assert student.degenerate["tickets"] == "a teacher of it diverged"
     assert list(Run(study.path / student.folder).config()["teachers"]) == ["urgency"]
+    # started from what is left of its teachers, or from nothing
+    assert rows[node_of(study, "mean").id].degenerate["tickets"] == "a teacher of it diverged"
+    lost = rows[node_of(study, "lost").id]
+    assert lost.degenerate["tickets"] == "diverged: the runs that it starts from diverged"
+    assert lost.settings["init"] == "teachers"
     burst = rows[node_of(study, "burst").id]
     assert burst.degenerate["tickets"].startswith("diverged: ")
     tuned = rows[node_of(study, "tuned burst").id]

@@ -180,6 +180,9 @@ def _train(
             plan = prepare(node.tasks, cfg, sources)
             return _constant(run, plan, "the run that it starts from diverged")
         cfg = cfg.model_copy(update={"init": str(study.path / start.folder)})
+    if cfg.init == "teachers" and not sources:
+        plan = prepare(node.tasks, cfg.model_copy(update={"init": "encoder"}), sources)
+        return _constant(run, plan, "the runs that it starts from diverged")
     try:
         return train(node.tasks, cfg, teachers=sources, out=run.path, force=force)
     except DivergedError as error:
@@ -202,7 +205,7 @@ def _drop_weights(study: Study, node: Node, rows: Mapping[str, Row]) -> None:
         return
     run = Run(study.path / node.folder)
     waiting = [child for child in study.graph.children(node) if child.id not in rows]
-    if not any(study.graph.needs_weights(node, child) for child in waiting):
+    if not waiting:  # one that needs logits alone finds all of them only where weights are
         shutil.rmtree(run.model_dir, ignore_errors=True)
     if study.spec.keep == "metrics" and not waiting:
         shutil.rmtree(run.path / "predictions", ignore_errors=True)
@@ -316,4 +319,4 @@ def _portable(node: Node, settings: dict[str, Any]) -> dict[str, Any]:
     """Settings without paths of this machine: they would say nothing elsewhere."""
     encoder = settings["encoder"]
     name = Path(encoder).name if Path(encoder).is_dir() else encoder
-    return {**settings, "encoder": name, **({"init": node.start} if node.start else {})}
+    return {**settings, "encoder": name, "init": node.start or node.cfg.init}
