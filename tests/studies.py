@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from conftest import write_duplicate, write_tickets, write_urgency
 from outshine.graph import Graph, build_graph
+from outshine.results import Row
 from outshine.study_file import StudySpec, parse_study
 from outshine.study_source import read_study_text, task_finder
 
@@ -63,3 +67,37 @@ def read_spec(path: Path, overrides: Mapping[str, Any] | None = None) -> StudySp
 def graph_of(folder: Path, text: str) -> Graph:
     """The graph of a study with this text."""
     return build_graph(read_spec(write_study(folder, text)))
+
+
+def slow_text(encoder: str | Path) -> str:
+    """A study of one seed with a checkpoint at every one of the 40 steps of its runs."""
+    text = study_text(encoder, "seeds = 1", arms='["single->multi", "multi+finetune"]')
+    text = text.replace("lr = 1e-3", "lr = 1e-3\nsave_every_s = 1e-9")
+    return text.replace("max_steps = 4", "max_steps = 40\nepochs = 20")
+
+
+ALIKE = ("metrics", "degenerate", "steps", "rows", "tokens", "curve", "mixture", "data", "teachers")
+
+
+def alike(rows: dict[str, Row]) -> dict[str, list[Any]]:
+    """What must be the same of every row, however often its run was stopped."""
+    return {run: [getattr(row, key) for key in ALIKE] for run, row in rows.items()}
+
+
+def start(*words: str, **options: Any) -> subprocess.Popen[str]:
+    """Starts `outshine WORDS` as a process."""
+    return subprocess.Popen(
+        [sys.executable, "-c", "from outshine.cli import main; main()", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def wait_for(condition: Callable[[], bool], what: str) -> None:
+    """Waits until something is so, two minutes at most."""
+    end = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < end, f"waited in vain for {what}"
+        time.sleep(0.02)

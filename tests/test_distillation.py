@@ -335,3 +335,28 @@ def test_a_broken_file_of_the_last_task_is_met_before_any_training(
         distill([Task.load(f) for f in files], encoder=str(encoder), out=tmp_path / "out")
     assert trained == []
     assert not (tmp_path / "out").exists()
+
+
+def test_the_student_can_start_from_its_teachers(
+    tasks: list[Task], encoder: Path, tmp_path: Path
+) -> None:
+    chosen, start = tasks[:2], {"init": "teachers"}
+    given = distill(chosen, encoder=str(encoder), out=tmp_path, settings=SETTINGS, student=start)
+    assert given.student.config()["settings"]["init"] == "teachers"
+    assert given.multi.config()["settings"]["init"] == "encoder"
+
+
+def test_a_student_that_cannot_start_from_its_teachers_is_refused_before_any_training(
+    tasks: list[Task], encoder: Path, made: Distillation, tmp_path: Path
+) -> None:
+    ready = {task.name: made.teachers[task.name] for task in tasks[:2]}
+    common = {"encoder": str(encoder), "out": tmp_path / "out", "settings": SETTINGS}
+    start = {"init": "teachers", "pooling": "mean"}
+    with pytest.raises(UserError) as caught:
+        distill(tasks[:2], student=start, **common)
+    assert caught.value.message == (
+        'cannot distil with init = "teachers": the teachers have pooling auto, expected mean'
+    )
+    with pytest.raises(UserError, match="pooling auto, expected mean"):
+        distill(tasks[:2], student=start, teachers=ready, **common)
+    assert not (tmp_path / "out").exists()

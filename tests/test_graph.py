@@ -11,6 +11,7 @@ import pytest
 
 from outshine.chains import Policy
 from outshine.config import TrainConfig
+from outshine.errors import UserError
 from outshine.graph import Graph, Node, _teachers, build_graph, effective_settings, encoder_identity
 from outshine.study_file import Selection, parse_study
 from outshine.tasks import Task
@@ -256,6 +257,60 @@ def test_a_student_of_swapped_pairs_needs_the_weights_of_a_teacher_without(tmp_p
     student = the_run(graph, "single->multi")
     assert graph.needs_weights(the_run(graph, "single", task="duplicate"), student)
     assert not graph.needs_weights(the_run(graph, "single"), student)
+
+
+FROM_TEACHERS = """
+
+[[arm]]
+name = "mean"
+chain = "single->multi"
+set = { init = "teachers" }
+"""
+
+
+def test_a_student_that_starts_from_its_teachers_is_another_run_and_needs_their_weights(
+    tmp_path: Path,
+) -> None:
+    graph = graph_of(tmp_path, study_text("enc", FROM_TEACHERS))
+    mean, plain = the_run(graph, "mean"), the_run(graph, "single->multi")
+    assert mean.id != plain.id
+    assert mean.teachers == plain.teachers
+    for teacher in teachers_of(graph, mean):
+        assert graph.needs_weights(teacher, mean)
+        assert not graph.needs_weights(teacher, plain)
+
+
+@pytest.mark.parametrize(
+    ("keys", "rest"),
+    [
+        (
+            FROM_TEACHERS.replace("single->multi", "multi"),
+            "'mean': init = \"teachers\" in its stage multi, which has no teachers",
+        ),
+        (
+            FROM_TEACHERS + 'teachers = "out-of-fold:2"\n',
+            "'mean': init = \"teachers\" in its stage multi, whose teachers are out of fold, "
+            "expected whole ones",
+        ),
+        (
+            FROM_TEACHERS.replace('"teachers"', '"teachers", pooling = "cls"'),
+            "'mean': init = \"teachers\" in its stage multi, whose teachers have pooling auto, "
+            "expected cls",
+        ),
+        (
+            FROM_TEACHERS.replace('"teachers"', '"teachers", encoder = "other"'),
+            "'mean': init = \"teachers\" in its stage multi, whose teachers have encoder enc, "
+            "expected other",
+        ),
+    ],
+)
+def test_a_student_that_cannot_start_from_its_teachers_is_refused(
+    tmp_path: Path, keys: str, rest: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        graph_of(tmp_path, study_text("enc", keys))
+    assert caught.value.message == f"cannot plan the arm {rest}"
+    assert caught.value.hint
 
 
 def test_needed_runs_of_a_seed_are_its_arms_and_their_teachers(tmp_path: Path) -> None:

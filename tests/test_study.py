@@ -6,9 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -28,17 +25,10 @@ from outshine.findings import compare, report_data
 from outshine.launch import run_study
 from outshine.plan import plan_facts
 from outshine.predictions import Predictions
-from outshine.results import ROWS, Row, append_row, read_rows
+from outshine.results import ROWS, append_row, read_rows
 from outshine.runs import Run
 from outshine.study import Study, chosen_seeds, open_study, read_study, to_make
-from studies import study_text, write_study
-
-ALIKE = ("metrics", "degenerate", "steps", "rows", "tokens", "curve", "mixture", "data", "teachers")
-
-
-def alike(rows: dict[str, Row]) -> dict[str, list[Any]]:
-    """What must be the same of every row, however often its run was stopped."""
-    return {run: [getattr(row, key) for key in ALIKE] for run, row in rows.items()}
+from studies import alike, slow_text, start, study_text, wait_for, write_study
 
 
 @pytest.fixture(scope="module")
@@ -236,6 +226,108 @@ def test_rows_of_another_folder_count(made: Study, file: Path, tmp_path: Path) -
     assert merged.results() == made.results()
 
 
+def change(study: Path, *changes: tuple[str, str]) -> Path:
+    """Changes the file beside a study's folder, and returns it."""
+    path = study.parent / "tiny.toml"
+    text = path.read_text()
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    path.write_text(text)
+    return path
+
+
+def test_a_file_with_other_seeds_arms_and_comparisons_goes_on_in_its_folder(
+    copied: Path, trained: list[str]
+) -> None:
+    old = (copied / ROWS).read_bytes()
+    path = change(
+        copied,
+        ("seeds = 2", 'seeds = 3\ncompare = [["multi->multi", "single"]]'),
+        ('"multi", "single->multi"', '"multi->multi"'),
+        ("[stage.single]", '[[arm]]\nname = "v"\nchain = "single"\nset.lr = 2e-3\n[stage.single]'),
+    )
+    facts = plan_facts(open_study(path))
+    # seed 3: two single runs and multi, two finetuned; multi->multi and two of v for every seed
+    assert facts["left"] == 5 + 3 * (1 + 2) + 2  # and multi of the first seeds, to teach again
+    assert "seeds = 2" in json.loads((copied / "study.json").read_text())["file"]
+    study = run_study(path)
+    assert len(trained) == facts["left"]
+    assert (copied / ROWS).read_bytes().startswith(old)
+    assert json.loads((copied / "study.json").read_text())["file"] == path.read_text()
+    results = read_study(path).results()
+    assert [arm.name for arm in results.arms] == ["single", "multi->multi", "multi+finetune", "v"]
+    assert results == study.results()
+    assert all(set(cells) == {1, 2, 3} for arm in results.arms for cells in arm.cells.values())
+    assert results.comparisons == (("multi->multi", "single"),)
+
+
+def test_a_new_arm_may_bring_a_stage_of_its_own(tmp_path: Path, encoder: Path) -> None:
+    text = study_text(encoder, "seeds = 1", arms='["multi"]')
+    path = write_study(tmp_path, text.partition("[stage.finetune]")[0])
+    run_study(path)
+    path.write_text(text.replace('["multi"]', '["multi", "multi+finetune"]'))
+    assert len(run_study(path).rows()) == 3
+
+
+def test_a_changed_file_is_not_read_before_it_is_run(copied: Path) -> None:
+    path = change(copied, ("seeds = 2", "seeds = 3"))
+    with pytest.raises(UserError) as caught:
+        read_study(path)
+    assert caught.value.message == (
+        f"cannot read the study {copied}: its file has changed since it was run: seeds was 2, is 3"
+    )
+    assert caught.value.hint == (
+        f"`outshine study run` takes the changes up; {copied} in the file's place stands for the "
+        "study as it was run"
+    )
+    assert read_study(copied).spec.seeds == (1, 2)
+
+
+def test_changed_data_are_refused_beside_a_changed_file(copied: Path) -> None:
+    path = change(copied, ("seeds = 2", "seeds = 3"), ('"single", "multi"', '"multi"'))
+    dev = copied.parent / "tickets-dev.csv"
+    dev.write_text(dev.read_text() + "my invoice again,billing\n")
+    with pytest.raises(UserError, match=r"cannot go on with .*the runs of 'single' are others"):
+        open_study(path)
+
+
+def test_a_changed_list_of_seeds_leaves_the_runs_of_old_seeds(
+    copied: Path, trained: list[str]
+) -> None:
+    run_study(change(copied, ("seeds = 2", "seeds = [2, 4]")), seeds=[2])
+    assert trained == []
+
+
+def test_a_process_with_the_old_file_does_not_take_the_changes_back(copied: Path) -> None:
+    path = copied.parent / "tiny.toml"
+    old = open_study(path)
+    change(copied, ("seeds = 2", "seeds = 1"))
+    studying.begin(open_study(path))
+    studying.note_choices(old)
+    assert read_study(copied).spec.seeds == (1,)
+
+
+def test_rows_of_a_study_with_another_file_count_where_the_runs_are_the_same(
+    made: Study, copied: Path, tmp_path: Path, trained: list[str]
+) -> None:
+    path = change(copied, ("lr = 1e-4", "lr = 2e-4"), ("seeds = 2", 'seeds = 1\nkeep = "all"'))
+    study = run_study(path, out=tmp_path / "out", others=[made.path])
+    tuned = [run for runs in study.graph.ends["multi+finetune"].values() for run in runs]
+    start = study.graph.nodes[tuned[0]].start
+    assert set(read_rows([study.path])) == set(tuned)
+    assert len(trained) == 3 and study.graph.nodes[start].folder in trained
+    assert study.results().arms[0].cells["tickets"].keys() == {1}
+
+
+def test_rows_are_taken_from_studies_alone(file: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        open_study(file, out=tmp_path / "out", others=[tmp_path])
+    assert caught.value.message == (
+        f"cannot take rows from {tmp_path}: no rows.jsonl in it, expected a study's folder"
+    )
+
+
 # --- policies -----------------------------------------------------------------------------------
 
 
@@ -275,6 +367,30 @@ def test_folds_are_nearly_equal_and_keep_swapped_pairs_together() -> None:
     assert sorted(np.bincount(parts)[1:]) == [24, 24, 26, 26]
     assert np.array_equal(parts[:50], parts[50:])
     assert np.array_equal(folds(ids[::-1], 4), parts[::-1])
+
+
+FROM_TEACHERS = '[[arm]]\nname = "mean"\nchain = "single->multi"\nset = { init = "teachers" }\n'
+
+
+def test_a_student_starts_from_its_teachers_before_their_weights_are_dropped(
+    tmp_path: Path, encoder: Path, trained: list[str]
+) -> None:
+    text = study_text(encoder, f"seeds = 1\n\n{FROM_TEACHERS}", arms='["single->multi"]')
+    study = run_study(write_study(tmp_path, text))
+    assert len(trained) == len(study.rows()) == 4  # each teacher once
+    mean, plain = (study.rows()[node_of(study, arm).id] for arm in ("mean", "single->multi"))
+    assert mean.settings["init"] == "teachers" and plain.settings["init"] == "encoder"
+    assert mean.curve[0][1] < plain.curve[0][1]  # it knows something of what they know
+    assert list(study.path.rglob("heads.safetensors")) == []
+
+
+def test_a_run_with_weights_keeps_them_until_all_that_it_teaches_is_done(
+    tmp_path: Path, encoder: Path, trained: list[str]
+) -> None:
+    # multi+finetune needs the weights of multi, multi->multi its logits alone, and comes later
+    text = study_text(encoder, "seeds = 1", arms='["multi+finetune", "multi->multi"]')
+    study = run_study(write_study(tmp_path, text))
+    assert len(trained) == len(study.rows()) == 4
 
 
 # --- settings that are chosen -------------------------------------------------------------------
@@ -318,7 +434,9 @@ def test_a_run_that_diverges_is_recorded_with_a_constant_prediction_and_marked(
     tmp_path: Path, encoder: Path
 ) -> None:
     keys = (
-        "seeds = 1\n\n[stage.single.task.tickets]\nlr = 1e30\nmax_grad_norm = 0.0\n"
+        f"seeds = 1\n\n{FROM_TEACHERS}"
+        '[[arm]]\nname = "lost"\nchain = "single->single"\nset = { init = "teachers" }\n'
+        "[stage.single.task.tickets]\nlr = 1e30\nmax_grad_norm = 0.0\n"
         '[[arm]]\nname = "burst"\nchain = "multi+finetune"\n'
         '[[arm]]\nname = "tuned burst"\nchain = "burst+finetune"\n'
     )
@@ -334,6 +452,11 @@ def test_a_run_that_diverges_is_recorded_with_a_constant_prediction_and_marked(
     assert 0 < teacher.primary("tickets") < 1
     assert student.degenerate["tickets"] == "a teacher of it diverged"
     assert list(Run(study.path / student.folder).config()["teachers"]) == ["urgency"]
+    # started from what is left of its teachers, or from nothing
+    assert rows[node_of(study, "mean").id].degenerate["tickets"] == "a teacher of it diverged"
+    lost = rows[node_of(study, "lost").id]
+    assert lost.degenerate["tickets"] == "diverged: the runs that it starts from diverged"
+    assert lost.settings["init"] == "teachers"
     burst = rows[node_of(study, "burst").id]
     assert burst.degenerate["tickets"].startswith("diverged: ")
     tuned = rows[node_of(study, "tuned burst").id]
@@ -346,40 +469,16 @@ def test_a_run_that_diverges_is_recorded_with_a_constant_prediction_and_marked(
 
 # --- processes ----------------------------------------------------------------------------------
 
-_RUN = "from outshine.cli import main; main()"
-
-
-def start(*words: str, **options: Any) -> subprocess.Popen[str]:
-    """Starts `outshine WORDS` as a process."""
-    return subprocess.Popen(
-        [sys.executable, "-c", _RUN, *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **options,
-    )
-
 
 @pytest.fixture(scope="module")
 def slow(tmp_path_factory: pytest.TempPathFactory, encoder: Path) -> Path:
     """A study whose runs take a second or so, with a checkpoint at every step."""
-    keys = "seeds = 1"
-    text = study_text(encoder, keys, arms='["single->multi", "multi+finetune"]')
-    text = text.replace("lr = 1e-3", "lr = 1e-3\nsave_every_s = 1e-9")
-    text = text.replace("max_steps = 4", "max_steps = 40\nepochs = 20")
-    return write_study(tmp_path_factory.mktemp("slow"), text)
+    return write_study(tmp_path_factory.mktemp("slow"), slow_text(encoder))
 
 
 @pytest.fixture(scope="module")
 def undisturbed(slow: Path, tmp_path_factory: pytest.TempPathFactory) -> Study:
     return run_study(slow, out=tmp_path_factory.mktemp("undisturbed") / "out")
-
-
-def wait_for(condition: Callable[[], bool], what: str) -> None:
-    end = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < end, f"waited in vain for {what}"
-        time.sleep(0.02)
 
 
 def test_killed_at_several_moments_and_resumed_it_is_the_undisturbed_study(
@@ -476,17 +575,18 @@ def test_a_folder_made_from_another_file_is_refused_with_the_keys(
     copied: Path, encoder: Path
 ) -> None:
     path = copied.parent / "tiny.toml"
-    path.write_text(path.read_text().replace("seeds = 2", "seeds = 3").replace("1e-4", "2e-4"))
+    text = path.read_text().replace("seeds = 2", 'seeds = 3\nkeep = "all"')
+    path.write_text(text.replace("1e-4", "2e-4"))
     with pytest.raises(UserError) as caught:
         open_study(path)
     assert caught.value.message == (
         f"cannot use the study {copied}: it was made from another file: 2 problems\n"
-        "  seeds was 2, is 3\n"
-        "  stage.finetune.lr was 0.0001, is 0.0002"
+        "  stage.finetune.lr was 0.0001, is 0.0002\n"
+        "  keep was not given, is all"
     )
-    assert (
-        caught.value.hint
-        == "choose another --out, or give the file and the --set of the first time"
+    assert caught.value.hint == (
+        f"choose another --out (with `--rows {copied}` runs that are the same count), or give "
+        "the file and the --set of the first time"
     )
 
 
@@ -519,7 +619,7 @@ def test_results_are_read_without_data_or_encoder(made: Study, copied: Path) -> 
     ("options", "message"),
     [
         ({"jobs": 0}, "cannot run the study: 0 jobs, expected 1 or more"),
-        ({"executor": "slurm"}, "cannot run the study: executor 'slurm', expected local"),
+        ({"executor": "slurm"}, "cannot run the study: executor 'slurm', expected local, ray"),
         ({"seeds": [7]}, "cannot run seed 7 of the study tiny: expected some of 1, 2"),
     ],
 )

@@ -657,3 +657,132 @@ def test_a_run_can_start_from_the_weights_of_another(
     plan = plan_of({"tickets": tasks["tickets"]}, cfg, init=str(teacher.path))
     for name, weight in plan.forward.model.state_dict().items():
         assert torch.equal(weight, start.state_dict()[name]), name
+
+
+# --- starting from the teachers -----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def several(
+    tmp_path_factory: pytest.TempPathFactory, encoder: Path, tasks: dict[str, Task]
+) -> dict[str, Run]:
+    """Teachers of tickets and urgency alone (`tickets2` with another seed), and of both."""
+    out = tmp_path_factory.mktemp("several")
+    cfg = TrainConfig(encoder=str(encoder), lr=1e-3, max_steps=3, batch_size=8, device="cpu")
+    chosen = {
+        "tickets": (["tickets"], 1),
+        "tickets2": (["tickets"], 2),
+        "urgency": (["urgency"], 1),
+        "both": (["tickets", "urgency"], 1),
+    }
+    return {
+        name: train([tasks[task] for task in names], cfg, out=out / name, seed=seed)
+        for name, (names, seed) in chosen.items()
+    }
+
+
+def weights_of(run: Run, part: str) -> dict[str, torch.Tensor]:
+    """The parameters of a run's `network`, or of the head of a task."""
+    model = load(run).forward.model
+    module = model.network if part == "network" else model.head(part)
+    return {name: weight.detach() for name, weight in module.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    ("teachers", "encoders"),
+    [
+        ({"tickets": ["tickets"], "urgency": ["urgency"]}, ["tickets", "urgency"]),
+        ({"tickets": ["tickets", "tickets2"], "urgency": ["urgency"]}, None),
+        ({"tickets": ["both"], "urgency": ["both"]}, ["both"]),
+        ({"tickets": ["both", "tickets"], "urgency": ["both"]}, ["both", "tickets"]),
+        ({"urgency": ["urgency"]}, ["urgency"]),
+    ],
+)
+def test_a_student_can_start_from_the_mean_of_its_teachers(
+    cfg: TrainConfig,
+    tasks: dict[str, Task],
+    several: dict[str, Run],
+    teachers: dict[str, list[str]],
+    encoders: list[str] | None,
+) -> None:
+    chosen = [tasks["tickets"], tasks["urgency"]]
+    settings = resolve(cfg, 2, init="teachers")
+    given = {name: [several[run] for run in runs] for name, runs in teachers.items()}
+    model = prepare(tuple(chosen), settings, given).forward.model
+    parts = {"network": encoders or ["tickets", "tickets2", "urgency"], **teachers}
+    for part, runs in parts.items():
+        module = model.network if part == "network" else model.head(part)
+        every = [weights_of(several[run], part) for run in runs]
+        for name, weight in module.named_parameters():
+            mean = torch.stack([weights[name] for weights in every]).mean(0)
+            torch.testing.assert_close(weight, mean, rtol=0, atol=1e-6)
+    plain = prepare(tuple(chosen), resolve(cfg, 2), given).forward.model
+    untaught = [name for name in ("tickets", "urgency") if name not in teachers]
+    for name in untaught:
+        assert torch.equal(model.head(name).weight, plain.head(name).weight)
+
+
+def test_a_student_that_starts_from_its_teachers_trains_and_resumes(
+    cfg: TrainConfig,
+    tasks: dict[str, Task],
+    several: dict[str, Run],
+    tmp_path: Path,
+) -> None:
+    teachers = {name: several[name] for name in ("tickets", "urgency")}
+    chosen = [tasks["tickets"], tasks["urgency"]]
+    run = train(chosen, cfg, teachers=teachers, init="teachers", out=tmp_path / "run")
+    assert run.config()["settings"]["init"] == "teachers"
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_at(patch, 5)
+        with pytest.raises(KeyboardInterrupt):
+            train(chosen, cfg, teachers=teachers, init="teachers", out=tmp_path / "again")
+    again = train(chosen, cfg, teachers=teachers, init="teachers", out=tmp_path / "again")
+    assert again.info()["resumed"] == 1
+    for part in ("network", "tickets", "urgency"):
+        for name, weight in weights_of(again, part).items():
+            assert torch.equal(weight, weights_of(run, part)[name])
+
+
+def test_a_teacher_that_a_student_cannot_start_from_is_refused(
+    cfg: TrainConfig,
+    tasks: dict[str, Task],
+    several: dict[str, Run],
+    make_encoder: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    task = tasks["tickets"]
+    other = make_encoder("bert", initializer_range=0.1)
+    bare = train([task], cfg, out=tmp_path / "bare", keep="predictions")
+    table = tmp_path / "probabilities.csv"
+    table.write_text("id,billing,tech,other\n")
+    source = several["tickets"].path
+    cases = [
+        ({}, {}, 'cannot use init = "teachers": no teacher is given, expected one or more'),
+        (
+            {"tickets": bare},
+            {},
+            f"cannot start from the teacher {bare.path} of 'tickets': it kept no weights, expected "
+            "weights",
+        ),
+        (
+            {"tickets": table},
+            {},
+            f"cannot start from the teacher {table} of 'tickets': it is no run, expected a run",
+        ),
+        (
+            {"tickets": source},
+            {"pooling": "cls"},
+            f"cannot start from the teacher {source} of 'tickets': pooling auto, expected cls",
+        ),
+        (
+            {"tickets": source},
+            {"encoder": str(other)},
+            f"cannot start from the teacher {source} of 'tickets': encoder {cfg.encoder}, "
+            f"expected {other}",
+        ),
+    ]
+    for teachers, changes, message in cases:
+        with pytest.raises(UserError) as caught:
+            train([task], cfg, teachers=teachers, init="teachers", out=tmp_path / "x", **changes)
+        assert caught.value.message == message and caught.value.hint
+        assert not (tmp_path / "x").exists()

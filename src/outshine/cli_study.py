@@ -35,7 +35,7 @@ Others = Annotated[
     typer.Option(
         "--rows",
         metavar="DIR",
-        help="Folder of the same study, from another machine, whose rows count, too. Repeatable.",
+        help="Folder of another study whose rows count for the runs that are the same. Repeatable.",
     ),
 ]
 
@@ -63,8 +63,10 @@ def run(
     place: Place,
     out: Out = None,
     seeds: Seeds = None,
-    jobs: Annotated[int, typer.Option(help="Processes on this machine.")] = 1,
-    executor: Annotated[str, typer.Option(help="local")] = "local",
+    jobs: Annotated[int, typer.Option(help="Processes that share the work.")] = 1,
+    executor: Annotated[
+        str, typer.Option(help="local: on this machine; ray: on the Ray cluster at RAY_ADDRESS.")
+    ] = "local",
     settings: Settings = None,
     rows: Others = None,
     glue_dir: GlueDir = None,

@@ -59,7 +59,8 @@ class TrainConfig(BaseModel):
         dropout: Replaces the encoder's hidden dropout; unset: the encoder's own.
         attention_dropout: Replaces the encoder's attention dropout; unset: the encoder's own.
         pooling: `auto` is the family's own transform, `cls` and `mean` use the last layer bare.
-        init: `encoder` (its weights), `random`, or the folder of a run to start from.
+        init: `encoder` (its weights), `random`, `teachers` (the mean of their encoders, with their
+            heads; they are runs with weights), or the folder of a run to start from.
         precision: `auto` is bf16 where the processor computes in it, else fp32.
         compile: Whether torch.compile wraps the encoder.
         gradient_checkpointing: Trades time for memory.

@@ -25,7 +25,8 @@ from outshine.console import say
 from outshine.costs import measure_cost
 from outshine.errors import UserError
 from outshine.files import write_json
-from outshine.planning import prepare, settle
+from outshine.graph import other_start
+from outshine.planning import prepare, run_to_start_from, settle
 from outshine.runs import Run
 from outshine.tasks import Task, unique_tasks
 from outshine.training import train
@@ -118,6 +119,8 @@ def distill(
     plan = prepare(tasks, cfgs["multi"], sources)
     dev, device = tables_by_task(plan.dev), cfgs["multi"].device
     del plan  # and with it the memory of a model
+    if cfgs[STUDENT].init == "teachers":
+        _check_start(tasks, sources, cfgs)
     for task in tasks:
         if len(dev[task.name]["dev"]) < 2:
             raise UserError(
@@ -238,6 +241,21 @@ def _settings(
                 "teachers and student need their weights, to teach and to be weighed",
             )
     return cfgs
+
+
+def _check_start(
+    tasks: Sequence[Task], sources: Mapping[str, Sequence[str]], cfgs: Mapping[str, TrainConfig]
+) -> None:
+    """Refuses teachers from whose weights the student cannot start, before any of them trains."""
+    differs = other_start(cfgs["single"].model_dump(), cfgs[STUDENT])
+    if differs and len(sources) < len(tasks):
+        raise UserError(
+            f'cannot distil with init = "teachers": the teachers have {differs}',
+            "the mean of weights needs the same encoder and pooling in all of them",
+        )
+    for task in tasks:
+        for source in sources.get(task.name, ()):
+            run_to_start_from(source, task, cfgs[STUDENT])
 
 
 def _train_once(step: Step, teachers: teaching.Teachers | None, force: bool) -> Run:

@@ -16,6 +16,7 @@ from typing import Any
 from outshine.chains import Policy, Stage, chain_text
 from outshine.config import WITHOUT_EFFECT, TrainConfig, build, of_tasks, resolve, takes_swapped
 from outshine.encoders import BUILTIN, BUILTIN_SHA256
+from outshine.errors import UserError
 from outshine.files import digest, digest_file
 from outshine.metrics import NOT_IN_SCORE
 from outshine.readers import data_fingerprint, scored_splits
@@ -115,7 +116,7 @@ class Graph:
 
     def needs_weights(self, node: Node, child: Node) -> bool:
         """Whether a child of a run needs its weights, and not only its logits on train."""
-        if child.start == node.id:
+        if child.start == node.id or child.cfg.init == "teachers":
             return True
         given, taken = node.cfg.max_train_rows, child.cfg.max_train_rows
         if given and not 0 < taken <= given:
@@ -257,6 +258,8 @@ def _run(
         }
     tried = _chosen(made, arm, stages) if trial is None else trial
     cfg = _settings(made.spec, stage, names, seed, fold, tried)
+    if cfg.init == "teachers":
+        _check_start(made, arm, stage, teachers, cfg)
     tasks = tuple(made.spec.tasks[name] for name in names)
     content = {
         "format": FORMAT,
@@ -272,6 +275,39 @@ def _run(
     # another arm may have had it already; then its name is that of the first
     made.known[key] = made.nodes.setdefault(node.id, node)
     return made.known[key]
+
+
+def _check_start(
+    made: _Build, arm: Arm, stage: Stage, teachers: Mapping[str, Sequence[str]], cfg: TrainConfig
+) -> None:
+    """Refuses a run that cannot start from the mean of its teachers' encoders."""
+    what = f'cannot plan the arm {arm.name!r}: init = "teachers" in its stage {stage.kind}'
+    if not teachers:
+        raise UserError(
+            f"{what}, which has no teachers",
+            "give it in the `set` of an [[arm]] whose last stage has an arrow before it",
+        )
+    for teacher in (made.nodes[run].cfg for runs in teachers.values() for run in runs):
+        if teacher.fold:
+            raise UserError(
+                f"{what}, whose teachers are out of fold, expected whole ones",
+                "use teachers same-seed, first or ensemble:k with it",
+            )
+        differs = other_start(teacher.model_dump(), cfg)
+        if differs:
+            raise UserError(
+                f"{what}, whose teachers have {differs}",
+                "the mean of weights needs the same encoder and pooling in all of them",
+            )
+
+
+def other_start(theirs: Mapping[str, Any], cfg: TrainConfig) -> str:
+    """Why no run with settings `cfg` can start from one with `theirs`, or ""."""
+    for key, identity in (("encoder", encoder_identity), ("pooling", str)):
+        own = getattr(cfg, key)
+        if identity(theirs[key]) != identity(own):
+            return f"{key} {theirs[key]}, expected {own}"
+    return ""
 
 
 def _teachers(spec: StudySpec, policy: Policy, seed: int) -> list[tuple[int, str]]:

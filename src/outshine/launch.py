@@ -19,13 +19,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from outshine import ray_executor
 from outshine.console import clock, console, say, table
 from outshine.errors import OutshineError, UserError, WorldError
 from outshine.graph import Node
 from outshine.results import Row
-from outshine.study import Study, begin, chosen_seeds, open_study, seconds_left, settled, to_make
+from outshine.study import (
+    Study,
+    begin,
+    chosen_seeds,
+    note_choices,
+    open_study,
+    seconds_left,
+    settled,
+    to_make,
+)
 
-EXECUTORS = ("local",)
+EXECUTORS = ("local", "ray")
 PLAIN_LINE_EVERY_S = 30.0
 MAX_DEATHS = 3
 _WORKER = "from outshine.launch import worker; worker()"
@@ -49,17 +59,18 @@ def run_study(
         out: The study's folder; default: `<folder of the file>/<name>`.
         seeds: Some of the study's seeds; default: all.
         jobs: Processes; several on one folder, also of several calls, share the work.
-        executor: `local`.
+        executor: `local`, or `ray` for the cluster at RAY_ADDRESS, whose nodes must all see the
+            study's folder.
         settings: Settings of every run that win over those of the file.
         glue_dir: See `outshine.glue`.
-        others: Folders of the same study, from other machines, whose rows count, too.
+        others: Folders of other studies whose rows count, too, where they are of the same runs.
 
     Returns:
         The study; its `results()` say what the arms scored.
 
     Raises:
         UserError: If anything given is wrong, before any training.
-        WorldError: If the disk, the hub or a worker fails.
+        WorldError: If the disk, the hub or a worker fails, or no Ray cluster answers.
         KeyboardInterrupt: After Ctrl-C, when checkpoints are written.
     """
     if executor not in EXECUTORS:
@@ -69,6 +80,8 @@ def run_study(
         )
     if jobs < 1:
         raise UserError(f"cannot run the study: {jobs} jobs, expected 1 or more", "give --jobs 1")
+    if executor == "ray":
+        ray_executor.check_cluster()
     study = open_study(place, out=out, overrides=settings, glue_dir=glue_dir, others=others)
     chosen = chosen_seeds(study, seeds)
     begin(study)
@@ -78,6 +91,8 @@ def run_study(
     with _board(study, chosen, max(1, jobs)) as tell:
         if not left:
             pass
+        elif executor == "ray":
+            ray_executor.run_on_ray(study, chosen, jobs, glue_dir, tell)
         elif jobs == 1:
             from outshine.workers import work
 
@@ -85,7 +100,7 @@ def run_study(
         else:
             _in_processes(study, chosen, jobs, glue_dir, tell)
     study = settled(study)
-    begin(study)
+    note_choices(study)
     return study
 
 
@@ -100,36 +115,34 @@ def _in_processes(
     tell: Callable[[dict[str, Any]], None],
 ) -> None:
     """Keeps so many workers at work until nothing is left; an error of one stops all."""
+    from outshine.workers import failure, request
+
     events: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
     environment = dict(os.environ)
-    if glue_dir is not None:
-        environment["OUTSHINE_GLUE_DIR"] = str(Path(glue_dir).absolute())
     # each with its share of the cores, unless the study or the user says otherwise
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
-    others = [str(folder.absolute()) for folder in study.others]
-    given = json.dumps({"study": str(study.path.absolute()), "seeds": seeds, "others": others})
+    given = json.dumps(request(study, seeds, glue_dir))
     workers = [_start(given, environment, events) for _ in range(jobs)]
-    failure: OutshineError | None = None
+    problem: OutshineError | None = None
     deaths = 0
     try:
-        while workers and failure is None:
+        while workers and problem is None:
             try:
                 event = events.get(timeout=0.2)
             except queue.Empty:
                 event = {}
             if event.get("event") == "error":
-                kind = UserError if event["code"] == UserError.exit_code else WorldError
-                failure = kind(event["message"], event["hint"])
+                problem = failure(event)
             elif event:
                 tell(event)
                 continue
             for worker in [w for w in workers if w.poll() is not None]:
                 workers.remove(worker)
-                if worker.returncode and failure is None:
+                if worker.returncode and problem is None:
                     deaths += 1
                     say(f"note: a worker ended with code {worker.returncode}; another takes over")
                     if deaths > MAX_DEATHS:
-                        failure = WorldError(
+                        problem = WorldError(
                             f"cannot go on: {deaths} workers have died", "see their output above"
                         )
                     else:
@@ -139,8 +152,8 @@ def _in_processes(
             worker.send_signal(signal.SIGINT)
         for worker in workers:
             worker.wait()
-    if failure is not None:
-        raise failure
+    if problem is not None:
+        raise problem
 
 
 def _start(
@@ -165,10 +178,9 @@ def _start(
 
 
 def worker() -> None:
-    """What a worker process does; its argument is JSON: `study`, `seeds`, `others`."""
-    from outshine.workers import work
+    """What a worker process does; its argument is JSON (`workers.request`)."""
+    from outshine.workers import serve
 
-    given = json.loads(sys.argv[1])
     parent = os.getppid()
 
     def stop_with_parent() -> None:
@@ -177,24 +189,16 @@ def worker() -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=stop_with_parent, daemon=True).start()
-    last = 0.0
 
-    def tell(event: dict[str, Any]) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if event["event"] == "progress" and now - last < 0.5:
-            return
-        last = now
+    def send(event: dict[str, Any]) -> None:
         print(json.dumps(event), flush=True)
 
     try:
-        work(open_study(given["study"], others=given["others"]), given["seeds"], tell)
-    except OutshineError as error:
-        fields = {"code": error.exit_code, "message": error.message, "hint": error.hint}
-        print(json.dumps({"event": "error", **fields}), flush=True)
-        sys.exit(0)
+        error = serve(json.loads(sys.argv[1]), send)
     except (KeyboardInterrupt, BrokenPipeError):
         sys.exit(130)
+    if error:
+        send(error)
 
 
 # --- what people see --------------------------------------------------------------------------
@@ -245,6 +249,8 @@ class _Board:
         kind, run = event["event"], event.get("run", "")
         if run and run not in self.study.graph.nodes:
             self.study = settled(self.study)
+            if run not in self.study.graph.nodes:  # of a file that was changed meanwhile
+                return
         if kind == "begin":
             self.running[run] = {"since": time.monotonic()}
         elif kind == "progress":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from itertools import pairwise
@@ -24,6 +24,7 @@ from outshine.devices import pick_device, pick_precision
 from outshine.errors import UserError
 from outshine.files import digest
 from outshine.forward import Forward, make_forward
+from outshine.graph import other_start
 from outshine.model import (
     MultiTaskModel,
     build_model,
@@ -32,7 +33,7 @@ from outshine.model import (
     weights_digest,
 )
 from outshine.readers import scored_splits
-from outshine.runs import check_new, open_run
+from outshine.runs import Run, check_new, open_run
 from outshine.tasks import Task, kind_of, unique_tasks
 
 MANY_PASSES = 50
@@ -89,7 +90,7 @@ def prepare(tasks: tuple[Task, ...], cfg: TrainConfig, teachers: teaching.Teache
     location = encoders.locate(cfg.encoder)
     tokenizer = encoders.load_tokenizer(location)
     device = pick_device(cfg.device)
-    model = _initial_model(location, tasks, cfg)
+    model = _initial_model(location, tasks, cfg, sources)
     start = weights_digest(model)
     if cfg.gradient_checkpointing:
         network = model.network  # transformers 5.23 has a new name for it
@@ -158,7 +159,9 @@ def _check_task_names(tasks: Sequence[Task], cfg: TrainConfig) -> None:
             )
 
 
-def _initial_model(location: str, tasks: Sequence[Task], cfg: TrainConfig) -> MultiTaskModel:
+def _initial_model(
+    location: str, tasks: Sequence[Task], cfg: TrainConfig, sources: Mapping[str, Sequence[str]]
+) -> MultiTaskModel:
     model = build_model(
         location,
         tasks,
@@ -168,7 +171,9 @@ def _initial_model(location: str, tasks: Sequence[Task], cfg: TrainConfig) -> Mu
         dropout=cfg.dropout,
         attention_dropout=cfg.attention_dropout,
     )
-    if cfg.init not in ("encoder", "random"):
+    if cfg.init == "teachers":
+        _start_from_teachers(model, tasks, cfg, sources)
+    elif cfg.init not in ("encoder", "random"):
         start, _, known = load_model(open_run(cfg.init).model_dir)
         try:
             model.network.load_state_dict(start.network.state_dict())
@@ -185,6 +190,65 @@ def _initial_model(location: str, tasks: Sequence[Task], cfg: TrainConfig) -> Mu
             elif task.name in outputs:
                 say(f"note: {task.name} has other labels in {cfg.init}: its head starts anew")
     return model
+
+
+def _start_from_teachers(
+    model: MultiTaskModel,
+    tasks: Sequence[Task],
+    cfg: TrainConfig,
+    sources: Mapping[str, Sequence[str]],
+) -> None:
+    """Fills a model with the mean of its teachers' encoders, and its heads with theirs.
+
+    A run that teaches several tasks counts once. Heads of tasks without a teacher stay new.
+    """
+    if not sources:
+        raise UserError(
+            'cannot use init = "teachers": no teacher is given, expected one or more',
+            "give `--teacher TASK=RUN`, or start from the encoder",
+        )
+    taught: dict[Path, list[str]] = {}
+    for task in tasks:
+        for source in sources.get(task.name, ()):
+            taught.setdefault(run_to_start_from(source, task, cfg).path, []).append(task.name)
+    with torch.no_grad():
+        for module in (model.network, *(model.head(name) for name in sources)):
+            for parameter in module.parameters():
+                parameter.zero_()
+        for path, names in taught.items():
+            teacher, _, _ = load_model(Run(path).model_dir)
+            _add(model.network, teacher.network, len(taught))
+            for name in names:
+                _add(model.head(name), teacher.head(name), len(sources[name]))
+
+
+def run_to_start_from(source: str, task: Task, cfg: TrainConfig) -> Run:
+    """The run that a teacher is, if a student with settings `cfg` can start from its weights.
+
+    Raises:
+        UserError: If it is no run, kept no weights, or has another encoder or pooling.
+    """
+    run = teaching.recognise(source, task)
+    what = f"cannot start from the teacher {source} of {task.name!r}"
+    if not isinstance(run, Run):
+        raise UserError(f"{what}: it is no run, expected a run", "start from the encoder instead")
+    differs = other_start(run.config()["settings"], cfg)
+    if differs:
+        raise UserError(
+            f"{what}: {differs}",
+            "the mean of weights needs the same encoder and pooling in all teachers",
+        )
+    if not (run.model_dir / "tasks.json").exists():
+        raise UserError(
+            f"{what}: it kept no weights, expected weights", 'train it with keep = "all"'
+        )
+    return run
+
+
+def _add(module: torch.nn.Module, other: torch.nn.Module, count: int) -> None:
+    """Adds 1/count of another module's parameters."""
+    for parameter, given in zip(module.parameters(), other.parameters(), strict=True):
+        parameter.add_(given, alpha=1 / count)
 
 
 def _check_length(model: MultiTaskModel, max_length: int) -> None:

@@ -13,16 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from outshine.analysis import ArmResults, Cell, StudyResults
+from outshine.console import say
 from outshine.degenerate import DIVERGED
 from outshine.errors import UserError, raise_problems
 from outshine.files import read_json, write_json
 from outshine.graph import Graph, Node, build_graph
 from outshine.metrics import NOT_IN_SCORE
-from outshine.results import Row, read_rows
+from outshine.results import ROWS, Row, read_rows
 from outshine.runs import Run
 from outshine.study_file import StudySpec, parse_study
 from outshine.study_source import (
     differences,
+    of_old_runs,
     read_study_text,
     study_content,
     task_finder,
@@ -44,7 +46,7 @@ class Study:
         graph: Its runs; without `nodes` where the study is only read.
         source: Name of the study file.
         files_dir: Its folder, to which paths in it are relative.
-        others: Folders of the same study, from other machines, whose rows count, too.
+        others: Folders of other studies whose rows count, too, where they are of the same runs.
     """
 
     path: Path
@@ -182,23 +184,29 @@ def open_study(
         out: The folder; default: `<folder of the file>/<name>`.
         overrides: Settings of every run that win over those of the file.
         glue_dir: See `glue_tasks.glue`.
-        others: Folders of the same study, from other machines, whose rows count, too.
+        others: Folders of other studies, perhaps from other machines or of an earlier version of
+            the file, whose rows count, too, where they are of the same runs.
 
     Raises:
-        UserError: If the file is at fault, data are missing, or the folder was made from another
-            file or other data.
+        UserError: If the file is at fault, data are missing, or the folder was made from other
+            data, or a file that differs in more than which runs there are.
     """
     source = _source(Path(place), overrides)
     find = task_finder(source.files_dir, glue_dir)
     spec = parse_study(source.text, Path(place), find, source.overrides)
     path = _folder_of(Path(place), out, spec.name)
-    begun = (path / STUDY_FILE).exists()
-    for folder in [*([path] if begun else []), *map(Path, others)]:
-        _check_content(folder, spec)
-    graph = build_graph(spec, read_rows([path, *map(Path, others)]))
-    if begun:
-        _check_runs(path, graph)
-    return Study(path, spec, graph, source.name, source.files_dir, tuple(map(Path, others)))
+    folders = _checked(others)
+    rows = read_rows([path, *folders])
+    graph = build_graph(spec, rows)
+    if (path / STUDY_FILE).exists():
+        stored = _stored(path)
+        _check_content(path, stored, spec.content, free=True)
+        if stored["file"] == spec.text:
+            _check_runs(path, stored, graph)
+        else:  # its runs of that time, if nothing else has changed
+            before = parse_study(stored["file"], path / STUDY_FILE, find, stored["settings"])
+            _check_runs(path, stored, build_graph(before, rows))
+    return Study(path, spec, graph, source.name, source.files_dir, folders)
 
 
 def read_study(
@@ -214,7 +222,7 @@ def read_study(
         place: See `open_study`; so are `out`, `overrides` and `others`.
 
     Raises:
-        UserError: If no such study was begun, or its folder was made from another file.
+        UserError: If no such study was begun, or its file has changed since.
     """
     source = _source(Path(place), overrides)
     name = toml_content(source.text, Path(place)).get("name", "")
@@ -227,26 +235,29 @@ def read_study(
             raise UserError(f"unknown task {written!r}, expected one of {', '.join(found)}")
         return found[written]
 
+    # what was not run yet would not be found
+    content = study_content(toml_content(source.text, Path(place)), source.overrides)
+    _check_content(path, stored, content, free=False)
     spec = parse_study(source.text, Path(place), find, source.overrides)
-    for folder in (path, *map(Path, others)):
-        _check_content(folder, spec)
     ends = {
         arm: {int(seed): tuple(runs) for seed, runs in by_seed.items()}
         for arm, by_seed in stored["ends"].items()
     }
     graph = Graph({}, ends, choices=tuple(stored["choices"]))
-    return Study(path, spec, graph, source.name, source.files_dir, tuple(map(Path, others)))
+    return Study(path, spec, graph, source.name, source.files_dir, _checked(others))
 
 
 def begin(study: Study) -> None:
-    """Writes `study.json`, if it is not there or does not name all runs yet.
+    """Writes `study.json`, if it is not there or of an earlier version of the file.
 
     Raises:
         UserError: If the folder holds other files.
     """
     path = study.path / STUDY_FILE
     if path.exists():
-        if len(_stored(study.path)["choices"]) < len(study.graph.choices):
+        stored = _stored(study.path)
+        if stored["file"] != study.spec.text:
+            say(f"note: {study.path} goes on with the changed file")
             _write(study)
         return
     foreign = [entry.name for entry in study.path.iterdir()] if study.path.is_dir() else []
@@ -258,6 +269,14 @@ def begin(study: Study) -> None:
             "choose a new --out",
         )
     _write(study)
+
+
+def note_choices(study: Study) -> None:
+    """Brings `study.json` up to date with the settings that were chosen since it was written."""
+    stored = _stored(study.path)
+    # another process may have gone on with a changed file meanwhile
+    if stored["file"] == study.spec.text and len(stored["choices"]) < len(study.graph.choices):
+        _write(study)
 
 
 def _write(study: Study) -> None:
@@ -324,22 +343,52 @@ def _stored(folder: Path) -> dict[str, Any]:
     return stored
 
 
-def _check_content(folder: Path, spec: StudySpec) -> None:
-    """Refuses a folder that was made from another file, or with other settings."""
-    stored = _stored(folder)
+def _checked(others: Sequence[str | Path]) -> tuple[Path, ...]:
+    """The folders whose rows count, too; there need be nothing else in them."""
+    folders = tuple(map(Path, others))
+    for folder in folders:
+        if not any((folder / name).exists() for name in (ROWS, STUDY_FILE)):
+            raise UserError(
+                f"cannot take rows from {folder}: no {ROWS} in it, expected a study's folder",
+                "--rows names folders of studies that were begun",
+            )
+    return folders
+
+
+def _check_content(
+    folder: Path, stored: Mapping[str, Any], now: Mapping[str, Any], *, free: bool
+) -> None:
+    """Refuses a folder that was made from another file, or with other settings.
+
+    With `free`, a file may differ in which runs there are, for each is identified by its content.
+    """
     before = study_content(toml_content(stored["file"], folder / STUDY_FILE), stored["settings"])
-    raise_problems(
-        f"cannot use the study {folder}: it was made from another file",
-        differences(before, spec.content),
-        "choose another --out, or give the file and the --set of the first time",
-    )
+    if free:
+        raise_problems(
+            f"cannot use the study {folder}: it was made from another file",
+            differences(of_old_runs(before, now), of_old_runs(now, before)),
+            f"choose another --out (with `--rows {folder}` runs that are the same count), or give "
+            "the file and the --set of the first time",
+        )
+    else:
+        raise_problems(
+            f"cannot read the study {folder}: its file has changed since it was run",
+            differences(before, now),
+            f"`outshine study run` takes the changes up; {folder} in the file's place stands for "
+            "the study as it was run",
+        )
 
 
-def _check_runs(folder: Path, graph: Graph) -> None:
-    """Refuses a folder whose runs had other data, tasks or encoder."""
-    stored = _stored(folder)["ends"]
+def _check_runs(folder: Path, stored: Mapping[str, Any], graph: Graph) -> None:
+    """Refuses a folder whose runs had other data, tasks or encoder.
+
+    Args:
+        folder: The study's.
+        stored: Its `study.json`.
+        graph: What the file in it means today.
+    """
     for arm, by_seed in graph.ends.items():
-        before = stored[arm]  # shorter, or empty, as long as settings were not chosen
+        before = stored["ends"][arm]  # shorter, or empty, as long as settings were not chosen
         other = [s for s, runs in by_seed.items() if before.get(str(s), [*runs]) != [*runs]]
         if other:
             raise UserError(

@@ -12,6 +12,9 @@ from outshine.files import read_errors
 from outshine.glue_tasks import find_task
 from outshine.tasks import Task
 
+# Keys that say which runs there are, and what is made of them, but not what a run is.
+_WHICH_RUNS = ("seeds", "arms", "arm", "compare", "select")
+
 
 def read_study_text(path: Path) -> str:
     """The text of a study file.
@@ -79,6 +82,19 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         for key in dict.fromkeys([*old, *new])
         if old.get(key) != new.get(key)
     ]
+
+
+def of_old_runs(content: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """What a study file says of runs that another version of it has made, or will make.
+
+    That is all but the keys which only say which runs there are, and the stages that the other
+    version does not have.
+    """
+    stages, others = content.get("stage", {}), other.get("stage", {})
+    return {
+        **{key: value for key, value in content.items() if key not in _WHICH_RUNS},
+        "stage": {kind: table for kind, table in stages.items() if kind in others},
+    }
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -6,6 +6,7 @@ claimed by a lock that goes with its process, so that another takes it up where 
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,7 @@ from outshine.checkpoints import State
 from outshine.console import watched
 from outshine.data import folds
 from outshine.degenerate import DIVERGED, curve, reasons
+from outshine.errors import OutshineError, UserError, WorldError
 from outshine.evaluation import table_metrics
 from outshine.files import digest, write_json
 from outshine.graph import Node
@@ -26,7 +28,7 @@ from outshine.predictions import Predictions
 from outshine.provenance import provenance
 from outshine.results import Claims, Row, append_row
 from outshine.runs import FORMAT, Run, locked
-from outshine.study import Study, serves, settled, to_make
+from outshine.study import Study, open_study, serves, settled, to_make
 from outshine.tasks import kind_of
 from outshine.training import DivergedError, train
 
@@ -37,6 +39,7 @@ _FROM_INFO = (
     *("precision", "num_threads", "peak_memory_bytes", "data"),
 )
 POLL_S = 0.5
+PROGRESS_S = 0.5
 
 Notify = Callable[[dict[str, Any]], None]
 
@@ -68,6 +71,58 @@ def work(study: Study, seeds: Sequence[int], notify: Notify) -> None:
                 claims.release(node.id)
     finally:
         claims.close()
+
+
+# --- workers in other processes ---------------------------------------------------------------
+
+
+def request(study: Study, seeds: Sequence[int], glue_dir: str | Path | None) -> dict[str, Any]:
+    """What another process needs to know to work on a study, as plain data; see `serve`."""
+    glue_dir = glue_dir or os.environ.get("OUTSHINE_GLUE_DIR")
+    return {
+        "study": str(study.path.absolute()),
+        "seeds": list(seeds),
+        "others": [str(folder.absolute()) for folder in study.others],
+        "glue_dir": str(Path(glue_dir).absolute()) if glue_dir else None,
+        "cwd": str(Path.cwd()),
+    }
+
+
+def serve(given: Mapping[str, Any], send: Notify) -> dict[str, Any] | None:
+    """Works on a study as `request` says, and tells of progress twice a second at most.
+
+    Returns:
+        None when nothing is left, or the error that stopped it (`failure`).
+
+    Raises:
+        KeyboardInterrupt: As `work` does.
+    """
+    last = 0.0
+
+    def tell(event: dict[str, Any]) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if event["event"] == "progress" and now - last < PROGRESS_S:
+            return
+        last = now
+        send(event)
+
+    try:
+        study = open_study(given["study"], glue_dir=given["glue_dir"], others=given["others"])
+        work(study, given["seeds"], tell)
+    except OutshineError as error:
+        fields = {"code": error.exit_code, "message": error.message, "hint": error.hint}
+        return {"event": "error", **fields}
+    return None
+
+
+def failure(event: Mapping[str, Any]) -> OutshineError:
+    """The error that `serve` has returned."""
+    kind = UserError if event["code"] == UserError.exit_code else WorldError
+    return kind(event["message"], event["hint"])
+
+
+# --- one run ----------------------------------------------------------------------------------
 
 
 def _take(study: Study, left: Sequence[Node], seeds: Sequence[int], claims: Claims) -> Node | None:
@@ -125,6 +180,9 @@ def _train(
             plan = prepare(node.tasks, cfg, sources)
             return _constant(run, plan, "the run that it starts from diverged")
         cfg = cfg.model_copy(update={"init": str(study.path / start.folder)})
+    if cfg.init == "teachers" and not sources:
+        plan = prepare(node.tasks, cfg.model_copy(update={"init": "encoder"}), sources)
+        return _constant(run, plan, "the runs that it starts from diverged")
     try:
         return train(node.tasks, cfg, teachers=sources, out=run.path, force=force)
     except DivergedError as error:
@@ -147,7 +205,7 @@ def _drop_weights(study: Study, node: Node, rows: Mapping[str, Row]) -> None:
         return
     run = Run(study.path / node.folder)
     waiting = [child for child in study.graph.children(node) if child.id not in rows]
-    if not any(study.graph.needs_weights(node, child) for child in waiting):
+    if not waiting:  # one that needs logits alone finds all of them only where weights are
         shutil.rmtree(run.model_dir, ignore_errors=True)
     if study.spec.keep == "metrics" and not waiting:
         shutil.rmtree(run.path / "predictions", ignore_errors=True)
@@ -261,4 +319,4 @@ def _portable(node: Node, settings: dict[str, Any]) -> dict[str, Any]:
     """Settings without paths of this machine: they would say nothing elsewhere."""
     encoder = settings["encoder"]
     name = Path(encoder).name if Path(encoder).is_dir() else encoder
-    return {**settings, "encoder": name, **({"init": node.start} if node.start else {})}
+    return {**settings, "encoder": name, "init": node.start or node.cfg.init}
