@@ -95,9 +95,14 @@ def start(*words: str, **options: Any) -> subprocess.Popen[str]:
     )
 
 
-def wait_for(condition: Callable[[], bool], what: str) -> None:
-    """Waits until something is so, two minutes at most."""
+def wait_for(
+    condition: Callable[[], bool], what: str, process: subprocess.Popen[str] | None = None
+) -> None:
+    """Waits until something is so, two minutes at most, or as long as a process lives."""
     end = time.monotonic() + 120
     while not condition():
+        if process is not None and process.poll() is not None:
+            said = process.communicate()
+            raise AssertionError(f"it ended before {what}: {process.returncode}, {said}")
         assert time.monotonic() < end, f"waited in vain for {what}"
         time.sleep(0.02)

@@ -494,7 +494,7 @@ def test_killed_at_several_moments_and_resumed_it_is_the_undisturbed_study(
     )
     for number, moment in enumerate(moments):
         process = start(*words)
-        wait_for(moment, f"moment {number}")
+        wait_for(moment, f"moment {number}", process)
         process.kill()
         process.communicate()
     study = run_study(slow, out=out)
