@@ -107,7 +107,12 @@ def report(
         "command": "outshine study report studies/support.toml",
         "made": "2026-03-01",
         "arms_info": {
-            arm: {"chain": arm, "tasks": list(found[arm]["tasks"]), "set": {"anneal": "linear"}}
+            arm: {
+                "chain": arm,
+                "tasks": list(found[arm]["tasks"]),
+                "set": {"anneal": "linear"},
+                "teachers": "same-seed" if "->" in arm else "",
+            }
             for arm in arms
         },
         "provenance": {

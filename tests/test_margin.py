@@ -215,7 +215,7 @@ def test_the_verdict_is_plain_json_and_names_its_method() -> None:
     assert found["method"].startswith("95 % percentile bootstrap, 2,000 draws, seed 0: dev rows")
 
 
-@pytest.mark.parametrize("margin", [-0.5, float("nan")])
+@pytest.mark.parametrize("margin", [-0.5, float("nan"), float("inf")])
 def test_a_margin_below_zero_is_refused(margin: float) -> None:
     with pytest.raises(UserError) as caught:
         judge({1: right(0.7)}, {1: right(0.7)}, margin)

@@ -76,10 +76,12 @@ def test_a_torn_last_line_is_passed_over_said_and_removed_by_the_next_writer(
     assert capsys.readouterr().err == ""
 
 
-def test_a_damaged_line_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["no keys", "no metrics"])
+def test_a_damaged_line_is_named(tmp_path: Path, damage: str) -> None:
     append_row(tmp_path, row(1))
+    content = json.loads((tmp_path / ROWS).read_text()) | {"metrics": {}}
     with (tmp_path / ROWS).open("a") as file:
-        file.write('{"format": 1}\n')
+        file.write(json.dumps({"format": 1} if damage == "no keys" else content) + "\n")
     with pytest.raises(UserError) as caught:
         read_rows([tmp_path])
     assert caught.value.message == (

@@ -595,6 +595,11 @@ def test_other_settings_on_the_command_line_are_another_study(made: Study, file:
         open_study(file, overrides={"lr": 1.0})
 
 
+def test_settings_without_effect_on_results_do_not_bind_a_folder(made: Study, file: Path) -> None:
+    again = open_study(file, overrides={"save_every_s": 60.0})
+    assert again.graph.nodes.keys() == made.graph.nodes.keys()
+
+
 def test_changed_data_are_refused(copied: Path) -> None:
     dev = copied.parent / "tickets-dev.csv"
     dev.write_text(dev.read_text() + "my invoice again,billing\n")

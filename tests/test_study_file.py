@@ -258,6 +258,17 @@ set = { lrr = 1e-3, seed = 3 }
             ),
             "arm 'x': set.lr: given, and also in the grid of [select]",
         ),
+        (
+            (
+                "[stage.single]",
+                "[select]\nseed = 9\nlr = [1.0, 2.0]\n[stage.single]\ntask.tickets.lr = 3.0",
+            ),
+            "stage.single.task.tickets.lr: given, and also in the grid of [select]",
+        ),
+        (
+            ("[stage.single]", '[stage.single]\ntask = "tickets"'),
+            "stage.single.task: 'tickets', expected tables such as [stage.single.task.rte]",
+        ),
     ],
 )
 def test_a_problem_of_a_file_is_named(

@@ -159,9 +159,11 @@ def test_every_task_name_has_a_head_of_its_own(encoder: Path) -> None:
     assert [model.head(task.name).out_features for task in tasks] == [2, 3, 4, 5]
 
 
-def test_a_task_may_not_be_named_like_a_key_of_its_answers() -> None:
-    with pytest.raises(ValueError, match="name: 'id' is a key of every answer, expected another"):
-        named("id", 2)
+@pytest.mark.parametrize("name", ["id", "truncated", "score"])
+def test_a_task_may_not_be_named_like_what_stands_beside_it(name: str) -> None:
+    taken = f"name: {name!r} is taken in answers or tables, expected another"
+    with pytest.raises(ValueError, match=taken):
+        named(name, 2)
 
 
 def test_a_misspelt_split_is_refused(tickets: Path) -> None:

@@ -38,6 +38,7 @@ class ArmResults:
         name: As in the study file.
         tasks: Its tasks, in order.
         scored: Those that count in the score.
+        teachers: Which seeds' runs teach it; "" for an arm without teachers.
         cells: Task -> seed -> cell.
     """
 
@@ -45,6 +46,7 @@ class ArmResults:
     tasks: tuple[str, ...]
     scored: tuple[str, ...]
     cells: Mapping[str, Mapping[int, Cell]]
+    teachers: str = ""
 
     def values(self, task: str) -> dict[int, float]:
         """Seed -> the primary metric of one task, in percent, by rising seed."""
@@ -166,11 +168,11 @@ def _arm_warnings(results: StudyResults) -> list[str]:
                     f"{arm.name}, {task}: {len(seeds)} of {len(arm.values(task))} runs degenerate "
                     f"({_plural(len(seeds), 'seed')} {_listed(sorted(seeds))}), counted like all"
                 )
-    if results.teachers == "first":
-        warnings.append(
-            "every student has the teachers of one seed (teachers = first): the statistics do not "
-            "cover how the teachers vary"
-        )
+        if arm.teachers == "first":
+            warnings.append(
+                f"{arm.name}: all seeds have the teachers of one seed (teachers = first), so the "
+                "statistics do not cover how teachers vary"
+            )
     return warnings
 
 

@@ -168,6 +168,10 @@ def compare(
         print(sentence)
     for warning in found["warnings"]:
         say(f"warning: {warning}")
+    methods = {"method": found["method"]} if "method" in found else found["methods"]
+    for name in ("method", "difference", "ci", "test", "effect_size", "holm", "paired"):
+        if name in methods:
+            say(f"{name}: {methods[name]}")
 
 
 def parse_seeds(text: str | None) -> tuple[int, ...] | None:
@@ -241,9 +245,10 @@ def _show_plan(study: Study, seeds: Sequence[int] | None, as_json: bool) -> None
         )
     unknown = facts["unmeasured"]
     known = clock(facts["seconds_left"])
+    measured = f", about {known} in one process" if unknown < facts["left"] else ""
     say(
-        f"{facts['left']} of {facts['runs']} runs are left, about {known} in one process"
-        + (f", and {unknown} of kinds that were not measured yet" if unknown else "")
+        f"{facts['left']} of {facts['runs']} runs are left{measured}"
+        + (f"; {unknown} of kinds that were not measured yet" if unknown else "")
     )
     for warning in facts["warnings"]:
         say(f"warning: {warning}")
@@ -263,6 +268,11 @@ def _show_tests(found: Mapping[str, Any]) -> None:
         ]
         for row in found["comparisons"]
     ]
+    for row in found["comparisons"]:
+        if paired := row["paired"]:
+            p, p_holm = _number(paired["p"], 3), _number(paired["p_holm"], 3)
+            pairs = f"{paired['n']} pairs"
+            rows.append([row["task"], paired["test"], "", "", p, p_holm, "", pairs, "", ""])
     header = ["", "test", "points", "95 %", "p", "p Holm", "P(a > b)", "n", "least p", "needed"]
     print_table(f"{found['a']} against {found['b']}, in points", header, rows, num_text=2)
 

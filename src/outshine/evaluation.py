@@ -120,7 +120,7 @@ def evaluate(
         known = sorted({name for task in tasks for name in task.splits if is_labelled(name)})
         raise UserError(
             f"cannot evaluate on split {split!r}: no task has labels there, "
-            f"expected one of {', '.join(known)}",
+            f"expected one of {', '.join(known) or 'none, for its data are not here'}",
             "`outshine predict` answers rows without labels",
         )
     forward, tokenizer = load_forward(run, device, precision)

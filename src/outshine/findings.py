@@ -64,6 +64,7 @@ def report_data(study: Study) -> dict[str, Any]:
                 "chain": arm.chain,
                 "tasks": list(arm.tasks),
                 "set": dict(arm.stages[-1].settings),
+                "teachers": str(arm.teachers) if len(arm.stages) > 1 else "",
             }
             for arm in study.spec.arms
         },

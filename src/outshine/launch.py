@@ -126,7 +126,7 @@ def _in_processes(
     problem: OutshineError | None = None
     deaths = 0
     try:
-        while workers and problem is None:
+        while (workers or not events.empty()) and problem is None:
             try:
                 event = events.get(timeout=0.2)
             except queue.Empty:
@@ -136,8 +136,10 @@ def _in_processes(
             elif event:
                 tell(event)
                 continue
-            for worker in [w for w in workers if w.poll() is not None]:
-                workers.remove(worker)
+            for ended in [pair for pair in workers if pair[0].poll() is not None]:
+                worker, reader = ended
+                reader.join()  # its last word may be an error
+                workers.remove(ended)
                 if worker.returncode and problem is None:
                     deaths += 1
                     say(f"note: a worker ended with code {worker.returncode}; another takes over")
@@ -148,9 +150,9 @@ def _in_processes(
                     else:
                         workers.append(_start(given, environment, events))
     finally:
-        for worker in workers:
+        for worker, _ in workers:
             worker.send_signal(signal.SIGINT)
-        for worker in workers:
+        for worker, _ in workers:
             worker.wait()
     if problem is not None:
         raise problem
@@ -158,8 +160,11 @@ def _in_processes(
 
 def _start(
     given: str, environment: Mapping[str, str], events: queue.SimpleQueue[dict[str, Any]]
-) -> subprocess.Popen[str]:
-    """Starts a worker in a session of its own, so that Ctrl-C reaches it once, through us."""
+) -> tuple[subprocess.Popen[str], threading.Thread]:
+    """Starts a worker and the thread that reads its events.
+
+    It has a session of its own, so that Ctrl-C reaches it once, through us.
+    """
     worker = subprocess.Popen(
         [sys.executable, "-c", _WORKER, given],
         stdout=subprocess.PIPE,
@@ -171,10 +176,14 @@ def _start(
     def read() -> None:
         assert worker.stdout is not None
         for line in worker.stdout:
-            events.put(json.loads(line))
+            try:
+                events.put(json.loads(line))
+            except ValueError:  # a library's own words
+                say(line.rstrip("\n"))
 
-    threading.Thread(target=read, daemon=True).start()
-    return worker
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    return worker, reader
 
 
 def worker() -> None:

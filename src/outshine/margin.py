@@ -81,7 +81,7 @@ def margin_verdict(
     Source: rows and seeds, Owen 2007, The pigeonhole bootstrap (if anything too wide: it counts
     the noise of single predictions with both); S - 1 of S, McCarthy and Snowden 1985.
     """
-    if not margin >= 0:
+    if not (margin >= 0 and np.isfinite(margin)):
         raise UserError(
             f"cannot compare {a} with {b}: margin {margin}, expected 0 or more points (--margin)",
             "give the loss that you would accept, such as --margin 0.5",

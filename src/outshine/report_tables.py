@@ -293,12 +293,12 @@ def _values(data: Mapping[str, Any]) -> Section:
 
 def _arms(data: Mapping[str, Any]) -> Section:
     rows = tuple(
-        (arm, info["chain"], _words(info["tasks"]), _settings(info["set"]))
+        (arm, info["chain"], info["teachers"], _words(info["tasks"]), _settings(info["set"]))
         for arm, info in data["arms_info"].items()
     )
-    header = ("arm", "chain", "tasks", "settings of the last stage")
+    header = ("arm", "chain", "teachers", "tasks", "settings of the last stage")
     method = "An arrow means: teaches. Settings are those that differ from the study's stages."
-    return Section("arms", "Arms", (method,), (Table("", header, rows, num_text=4),))
+    return Section("arms", "Arms", (method,), (Table("", header, rows, num_text=5),))
 
 
 def _provenance(data: Mapping[str, Any]) -> Section:

@@ -134,8 +134,10 @@ def _parsed(line: bytes, folder: Path, place: str) -> Row:
                 "they were made by another version of outshine: update outshine, or start anew",
             )
         row = Row(**{key: content[key] for key in _KEYS})
+        for name in row.tasks:
+            float(row.metrics[name]["dev"]["n"] + row.primary(name))
         return replace(row, tasks=tuple(row.tasks), home=folder)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, StopIteration):
         raise UserError(
             f"cannot read the rows: a damaged line, expected one run's JSON ({place})",
             "remove the line: its run is then made again",

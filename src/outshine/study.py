@@ -85,7 +85,8 @@ def results_of(spec: StudySpec, graph: Graph, rows: Mapping[str, Row]) -> StudyR
                     dev_rows[name] = int(row.metrics[name]["dev"]["n"])
                     cells[name][seed] = Cell(row.primary(name), row.degenerate.get(name, ""))
         scored = tuple(name for name in arm.tasks if name not in NOT_IN_SCORE)
-        arms.append(ArmResults(arm.name, arm.tasks, scored, cells))
+        policy = str(arm.teachers) if len(arm.stages) > 1 else ""
+        arms.append(ArmResults(arm.name, arm.tasks, scored, cells, policy))
     return StudyResults(
         name=spec.name,
         arms=tuple(arms),

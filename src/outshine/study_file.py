@@ -161,7 +161,9 @@ def parse_study(
     arms = tuple(_arms(written, file, tasks, problems))
     stages, by_task = _stages(file, overrides, arms, tasks, problems)
     seeds = _seeds(file.seeds, problems)
-    select = _selection(file.select, seeds, arms, list(tasks.values()), problems)
+    select = _selection(
+        file.select, seeds, arms, by_task, overrides, list(tasks.values()), problems
+    )
     spec = StudySpec(
         name=file.name,
         tasks={task.name: task for task in tasks.values()},
@@ -206,10 +208,12 @@ def _selection(
     table: dict[str, Any] | None,
     seeds: Sequence[int],
     arms: Sequence[Arm],
+    by_task: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    overrides: Mapping[str, Any],
     tasks: Sequence[Task],
     problems: list[str],
 ) -> Selection | None:
-    """[select]: `seed`, `set`, and the grid as lists of values by setting."""
+    """[select]: `seed`, `set`, and the grid as lists of values by setting, given nowhere else."""
     if table is None:
         return None
     lists = {key: value for key, value in table.items() if key not in ("seed", "set")}
@@ -227,9 +231,16 @@ def _selection(
     _check_settings(settings, "select.set", names, problems)
     for point in grid:
         _check_settings(point, "select", names, problems)
-    for arm in arms:
-        for key in [key for key in lists if any(key in stage.settings for stage in arm.stages)]:
-            problems.append(f"arm {arm.name!r}: set.{key}: given, and also in the grid of [select]")
+    given = {f"arm {arm.name!r}: set": stage.settings for arm in arms for stage in arm.stages}
+    given |= {
+        f"stage.{kind}.task.{name}": its
+        for kind, by_name in by_task.items()
+        for name, its in by_name.items()
+    }
+    for place, its in (given | {"--set": overrides}).items():
+        problems += [
+            f"{place}.{key}: given, and also in the grid of [select]" for key in lists if key in its
+        ]
     return Selection(seed, grid, settings)
 
 
@@ -268,6 +279,11 @@ def _stages(
             problems.append(f"stage: unknown stage {kind!r}{known}")
             continue
         own = table.get("task", {})
+        if not isinstance(own, dict) or not all(isinstance(its, dict) for its in own.values()):
+            problems.append(
+                f"stage.{kind}.task: {own!r}, expected tables such as [stage.{kind}.task.rte]"
+            )
+            own = {}
         settings = {key: value for key, value in table.items() if key != "task"}
         _check_settings(settings, f"stage.{kind}", names, problems)
         if own and kind == "multi":
@@ -275,7 +291,7 @@ def _stages(
         names = [task.name for task in tasks.values()]
         if kind == "finetune" and "init" in settings:
             problems.append("stage.finetune.init: given, expected none: it goes on with a run")
-        for name, its in own.items() if isinstance(own, dict) else ():
+        for name, its in own.items():
             if name not in names:
                 known = f"{did_you_mean(name, names)}, expected one of {', '.join(names)}"
                 problems.append(f"stage.{kind}.task: no task {name!r}{known}")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from outshine.config import WITHOUT_EFFECT
 from outshine.errors import UserError
 from outshine.files import read_errors
 from outshine.glue_tasks import find_task
@@ -70,8 +71,9 @@ def task_finder(folder: Path, glue_dir: str | Path | None = None) -> Callable[[s
 
 
 def study_content(content: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """All that a study is made from, as plain data: its file, and what overrides it."""
-    return dict(content) | ({"--set": dict(overrides)} if overrides else {})
+    """All that a study's results come from, as plain data: its file, and what overrides it."""
+    given = {key: value for key, value in overrides.items() if key not in WITHOUT_EFFECT}
+    return dict(content) | ({"--set": given} if given else {})
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

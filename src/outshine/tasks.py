@@ -16,8 +16,8 @@ from outshine.files import read_errors, read_json
 from outshine.kinds import KINDS, Kind
 from outshine.metrics import METRICS
 
-# Beside a task's name, what a line of answers holds.
-RESERVED = ("id", "truncated")
+# What stands beside tasks' names in a line of answers, or in a table of scores.
+RESERVED = ("id", "truncated", "score")
 SPLITS = ("train", "dev", "test", "ax")
 FILE_ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet")
 
@@ -89,7 +89,7 @@ class Task(BaseModel):
                     f"expected some of {', '.join(kind.metrics)}"
                 )
         if self.name in RESERVED:
-            problems.append(f"name: {self.name!r} is a key of every answer, expected another")
+            problems.append(f"name: {self.name!r} is taken in answers or tables, expected another")
         problems += [
             f"unknown key {split!r} under [files]{did_you_mean(split, SPLITS)}, expected train, "
             "dev, test, or a name that begins with dev_ or test_"
