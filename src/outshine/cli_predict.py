@@ -94,18 +94,26 @@ def predict(
         skip_bad_rows=on_error is OnError.skip,
         run_id=opened.info()["id"],
     )
-    total = f"{counts.rows:,} rows"
+    total = _rows(counts.rows)
     for name, count in sorted(counts.unanswered.items()):
         say(f"note: {name} did not answer {count:,} of {total}, which lack its columns")
     if counts.truncated:
         say(
-            f"note: {counts.truncated:,} of {total} were cut to {predictor.max_length} tokens "
+            f"note: {_of(counts.truncated, total)} cut to {predictor.max_length} tokens "
             '("truncated" in the output)'
         )
     if counts.skipped:
         more = counts.skipped - len(counts.problems)
-        lines = [f"note: {counts.skipped:,} of {total} were skipped:", *counts.problems]
+        lines = [f"note: {_of(counts.skipped, total)} skipped:", *counts.problems]
         say("\n  ".join(lines + [f"and {more:,} more"] * (more > 0)))
+
+
+def _rows(count: int) -> str:
+    return f"{count:,} row{'s' if count != 1 else ''}"
+
+
+def _of(count: int, total: str) -> str:
+    return f"{count:,} of {total} {'was' if count == 1 else 'were'}"
 
 
 def calibrate(run: RunDir, device: Device = "auto", as_json: Json = False) -> None:
