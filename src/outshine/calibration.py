@@ -6,6 +6,7 @@ Source: Guo, Pleiss, Sun, Weinberger, "On calibration of modern neural networks"
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,12 @@ def calibrate(run: Run | str | Path, *, device: str = "auto") -> dict[str, Any]:
         found[task.name] = _judge(kind, logits, gold)
         if found[task.name]["temperature"] == 1.0:
             say(f"note: no temperature helps {task.name} on rows that it was not fitted on")
+        for bound in BOUNDS:
+            if math.isclose(found[task.name]["temperature"], bound, rel_tol=1e-3):
+                say(
+                    f"note: the temperature of {task.name} ends at the bound {bound:g}: dev asks "
+                    "for one beyond it"
+                )
     if not found:
         raise UserError(
             f"cannot calibrate the run {run.path}: no task has classes and dev rows, expected one",

@@ -237,7 +237,8 @@ def load(
         calibrated: Whether probabilities use the temperatures that `outshine calibrate` found.
 
     Raises:
-        UserError: If the run is incomplete, damaged, kept no weights, or is not calibrated.
+        UserError: If the run is incomplete, damaged, kept no weights, or is not calibrated, or
+            its temperatures are damaged.
     """
     run = open_run(run)
     forward, tokenizer = load_forward(run, device, precision)
@@ -260,7 +261,19 @@ def _temperatures(run: Run) -> dict[str, float]:
             f"expected {run.info()['id']} ({path})",
             f"make them again: `outshine calibrate {run.path}`",
         )
-    return {name: float(found["temperature"]) for name, found in content["tasks"].items()}
+    found = content["tasks"]
+    # beyond these the logits, which are float32, would be divided by 0 or infinity
+    float32 = np.finfo(np.float32)
+    smallest, largest = (float(x) for x in (float32.tiny, float32.max))
+    for name, entry in found.items() if isinstance(found, dict) else [("tasks", found)]:
+        value = entry.get("temperature") if isinstance(entry, dict) else None
+        if type(value) not in (int, float) or not smallest <= value <= largest:
+            raise UserError(
+                f"cannot load the run {run.path} calibrated: {name} {_shown(entry)}, "
+                f'expected {{"temperature": a finite number above 0}} ({path})',
+                f"make them again: `outshine calibrate {run.path}`",
+            )
+    return {name: float(entry["temperature"]) for name, entry in found.items()}
 
 
 def _chunks(
