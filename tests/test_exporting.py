@@ -215,6 +215,41 @@ def test_the_card_tells_scores_data_time_and_limits(student: Path, tmp_path: Pat
     assert "as one head of a model that answers urgency, duplicate, too" in single.text
 
 
+def test_temperatures_go_along_with_the_student_and_its_card_says_where_they_hold(
+    student: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(student, tmp_path / "run"))
+    none = "* Probabilities are not calibrated.\n* How it treats"
+    exporting.export(run, tmp_path / "plain")
+    assert none in (tmp_path / "plain" / "README.md").read_text(encoding="utf-8")
+    assert not (tmp_path / "plain" / "calibration.json").exists()
+    found = outshine.Run(run).info()["id"]
+    write_json(run / "calibration.json", {"run": found, "tasks": {"tickets": {"temperature": 3}}})
+    exporting.export(run, tmp_path / "out")
+    model = outshine.load(tmp_path / "out", calibrated=True, device="cpu")
+    assert model.temperatures == {"tickets": 3.0}
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "Probabilities are calibrated (one temperature per task with classes" in card
+    single = (tmp_path / "out" / "tickets" / "README.md").read_text(encoding="utf-8")
+    assert "Logits are not divided by the temperatures that were fitted on dev" in single
+    assert not any(none in text for text in (card, single))
+
+
+def test_damaged_temperatures_stop_the_export_of_the_student_alone(
+    student: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(student, tmp_path / "run"))
+    write_json(run / "calibration.json", {"run": "another", "tasks": {}})
+    given = (run, "--format", "hf", "--out", tmp_path / "out")
+    assert refusal(*given) == (
+        f"cannot load the run {run} calibrated: temperatures of run another, expected "
+        f"{outshine.Run(run).info()['id']} ({run / 'calibration.json'})\n"
+        f"hint: make them again: `outshine calibrate {run}`\n"
+    )
+    assert not (tmp_path / "out").exists()
+    command("export", *given, "--task", "tickets")
+
+
 # --- bad input --------------------------------------------------------------------------------
 
 

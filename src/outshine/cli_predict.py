@@ -8,7 +8,16 @@ from typing import Annotated
 
 import typer
 
-from outshine.command import Device, Format, Json, Precision, RunDir, print_json, print_table
+from outshine.command import (
+    Calibrated,
+    Device,
+    Format,
+    Json,
+    Precision,
+    RunDir,
+    print_json,
+    print_table,
+)
 
 
 class InputFormat(StrEnum):
@@ -61,9 +70,7 @@ def predict(
     on_error: Annotated[
         OnError, typer.Option(help="Whether a bad row stops, or is skipped and counted.")
     ] = OnError.stop,
-    calibrated: Annotated[
-        bool, typer.Option("--calibrated", help="Use the temperatures of `outshine calibrate`.")
-    ] = False,
+    calibrated: Calibrated = False,
     precision: Format = Precision.fp32,
     device: Device = "auto",
 ) -> None:

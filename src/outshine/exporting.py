@@ -84,9 +84,10 @@ def export(
     if format == "onnx":
         check_packages()
     _check_target(out, force)
-    predictor = load(opened, device="cpu")
+    whole = format == "hf" and task is None
+    predictor = load(opened, device="cpu", calibrated=whole and opened.calibration_path.exists())
     tasks = predictor.choose([task] if task else None)
-    if format == "hf" and task is None and "model" in {task.name for task in tasks}:
+    if whole and "model" in {task.name for task in tasks}:
         raise UserError(
             "cannot export task 'model' with the whole student: its folder is the student's own",
             "export each task by itself with --task",
@@ -96,7 +97,7 @@ def export(
     samples = [draw_sample(predictor, task) for task in tasks]
     with replacing_folder(out) as folder:
         if format == "hf":
-            facts = _write_hf(opened, predictor, model, tokenizer, samples, folder, task is None)
+            facts = _write_hf(opened, predictor, model, tokenizer, samples, folder, whole)
         else:
             facts = write_onnx(model, tokenizer, samples, folder, int8=int8)
             write_card(folder, opened, tasks, "onnx")
@@ -220,6 +221,8 @@ def _write_student(run: Run, tasks: Sequence[Task], folder: Path) -> None:
     write_json(folder / "config.json", config)
     info = {k: v for k, v in run.info().items() if k not in ("command", "identity")}
     write_json(folder / "metrics.json", run.metrics())
+    if run.calibration_path.exists():
+        shutil.copyfile(run.calibration_path, folder / run.calibration_path.name)
     write_json(folder / "run.json", info)
 
 
