@@ -176,6 +176,22 @@ def test_logits_that_were_not_kept_are_computed(run: Run) -> None:
     )
 
 
+def test_a_dry_run_fits_and_writes_nothing(run: Run) -> None:
+    wanted = calibrate(run)
+    run.calibration_path.unlink()
+    assert calibrate(run, dry_run=True) == wanted
+    assert not run.calibration_path.exists()
+    shutil.rmtree(run.path / "predictions")
+    with pytest.raises(UserError) as caught:
+        calibrate(run, dry_run=True)
+    path = run.predictions_path("tickets", "dev")
+    assert str(caught.value) == (
+        f"cannot calibrate the run {run.path} without writing: no dev logits of tickets, expected "
+        f"{path}\nhint: make them: `outshine eval {run.path}`, or leave --dry-run out"
+    )
+    assert not (run.path / "predictions").exists()
+
+
 def test_a_run_without_classes_has_nothing_to_calibrate(
     run: Run, capsys: pytest.CaptureFixture
 ) -> None:

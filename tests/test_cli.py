@@ -443,7 +443,11 @@ def test_calibrate_prints_a_table_or_json_and_predict_uses_it(
     run = Path(shutil.copytree(student, tmp_path / "run"))
     plain = answers_of(outshine("predict", run, "--input", rows))
     assert "calibrated: no temperatures" in outshine("predict", run, "--calibrated", code=2).stderr
+    would = outshine("calibrate", run, "--dry-run")
+    path = Run(run).calibration_path
+    assert f"The temperatures would be in {path}" in would.stderr and not path.exists()
     table = outshine("calibrate", run)
+    assert table.stdout == would.stdout
     assert "Expected calibration error on dev in percent, 15 bins" in table.stdout
     assert "note: urgency has no classes and is left as it is" in table.stderr
     found = json.loads(outshine("calibrate", run, "--json").stdout)

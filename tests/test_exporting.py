@@ -183,6 +183,32 @@ def test_an_export_that_answers_differently_leaves_nothing(
     assert not [*tmp_path.iterdir()]
 
 
+def everything(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_dry_run_checks_and_writes_nothing(
+    student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporting, "push_to_hub", None)
+    before = everything(student)
+    given = ("--format", "hf", "--out", tmp_path / "out", "--dry-run", "--push", "org/desk")
+    result = command("export", student, *given, "--json")
+    assert result.stderr == (
+        f"The export would be in {tmp_path / 'out'}, of tickets, urgency, duplicate\n"
+        "It would be uploaded to org/desk\n"
+    )
+    assert json.loads(result.stdout)["verified"] == {"tickets": {}, "urgency": {}, "duplicate": {}}
+    assert not [*tmp_path.iterdir()] and everything(student) == before
+    assert "unknown task 'ticket'" in refusal(student, *given, "--task", "ticket")
+    given = (student, "--format", "hf", "--out", tmp_path / "out", "--push", "a/b/c")
+    assert refusal(*given) == (
+        f"cannot push {tmp_path / 'out'} to a/b/c: no such repository on the hub\n"
+        "hint: check the spelling; private and gated repositories need `hf auth login`\n"
+    )
+    assert not [*tmp_path.iterdir()]
+
+
 # --- the card ---------------------------------------------------------------------------------
 
 

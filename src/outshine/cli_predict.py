@@ -123,15 +123,25 @@ def _of(count: int, total: str) -> str:
     return f"{count:,} of {total} {'was' if count == 1 else 'were'}"
 
 
-def calibrate(run: RunDir, device: Device = "auto", as_json: Json = False) -> None:
+def calibrate(
+    run: RunDir,
+    device: Device = "auto",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the temperatures and write nothing.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Fit a temperature per task on dev, for `predict --calibrated`.
 
     The errors are of dev rows that had no part in the temperature: each half is judged by that of
     the other. What is kept is fitted on both, and is 1 where that does not help.
     """
     from outshine import calibration
+    from outshine.console import say
+    from outshine.runs import open_run
 
-    found = calibration.calibrate(run, device=device)
+    found = calibration.calibrate(run, device=device, dry_run=dry_run)
+    say(f"The temperatures {'would be' if dry_run else 'are'} in {open_run(run).calibration_path}")
     if as_json:
         print_json(found)
         return
