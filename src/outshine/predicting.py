@@ -262,18 +262,23 @@ def _temperatures(run: Run) -> dict[str, float]:
             f"make them again: `outshine calibrate {run.path}`",
         )
     found = content["tasks"]
-    # beyond these the logits, which are float32, would be divided by 0 or infinity
-    float32 = np.finfo(np.float32)
-    smallest, largest = (float(x) for x in (float32.tiny, float32.max))
     for name, entry in found.items() if isinstance(found, dict) else [("tasks", found)]:
         value = entry.get("temperature") if isinstance(entry, dict) else None
-        if type(value) not in (int, float) or not smallest <= value <= largest:
+        if not _can_divide(value):
             raise UserError(
                 f"cannot load the run {run.path} calibrated: {name} {_shown(entry)}, "
                 f'expected {{"temperature": a finite number above 0}} ({path})',
                 f"make them again: `outshine calibrate {run.path}`",
             )
     return {name: float(entry["temperature"]) for name, entry in found.items()}
+
+
+def _can_divide(value: Any) -> bool:
+    """Whether it is a number that is neither 0 nor infinite as float32, which logits are."""
+    limits = np.finfo(np.float32)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return float(limits.tiny) <= value <= float(limits.max)
 
 
 def _chunks(
