@@ -368,8 +368,10 @@ def test_parquet_needs_a_folder_of_its_own(model: Predictor, rows: Path, tmp_pat
     assert refusal(model, rows, None, output_format="parquet") == (
         f"cannot write Parquet: no folder given, expected a folder for part files\nhint: {hint}"
     )
-    assert refusal(model, rows, rows, output_format="parquet") == (
-        f"cannot write {rows}: a file, expected a folder for part files\nhint: {hint}"
+    taken = tmp_path / "taken"
+    taken.touch()
+    assert refusal(model, rows, taken, output_format="parquet") == (
+        f"cannot write {taken}: a file, expected a folder for part files\nhint: {hint}"
     )
     before = whole(tmp_path)
     assert refusal(model, rows, tmp_path, output_format="parquet") == (
@@ -662,3 +664,33 @@ def test_a_c_library_that_cannot_trim_is_left_alone(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(devices.ctypes, "CDLL", Other)
     devices.trim_memory()
     assert asked == [None]
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "link.jsonl", "rows", "sub/../rows.jsonl"])
+def test_the_rows_are_not_replaced_by_their_answers(
+    name: str, model: Predictor, rows: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "link.jsonl").symlink_to(rows)
+    before = rows.read_bytes()
+    output = written = tmp_path / name
+    if name == "rows":  # the file that it would grow in
+        rows = written = rows.rename(tmp_path / "rows.part")
+    assert refusal(model, rows, output) == (
+        f"cannot write {output}: {written} is the file that the rows are read from, expected "
+        "another one\nhint: choose another --output"
+    )
+    assert rows.read_bytes() == before
+
+
+@pytest.mark.parametrize("given", [{"doc": 1, "ü": None}, ["a", 2]])
+def test_an_id_that_is_no_scalar_is_json_in_tables(
+    given: Any, model: Predictor, tmp_path: Path
+) -> None:
+    source = write_rows(tmp_path / "in.jsonl", {"id": [given], "body": ["refund"]})
+    for name in ("out.csv", "out.parquet"):
+        predict_file(model, source, tmp_path / name)
+    with (tmp_path / "out.csv").open(encoding="utf-8", newline="") as file:
+        ids = [row["id"] for row in csv.DictReader(file)]
+    ids += pyarrow.parquet.read_table(tmp_path / "out.parquet")["id"].to_pylist()
+    assert [json.loads(found) for found in ids] == [given, given]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,7 +58,9 @@ def test_calibration_error_matches_a_count_by_hand() -> None:
     assert calibration_error(probs, gold, 1) == pytest.approx(abs(0.75 - 0.75))
 
 
-def test_calibrate_lowers_the_error_of_an_overconfident_model(run: Run) -> None:
+def test_calibrate_lowers_the_error_of_an_overconfident_model(
+    run: Run, capsys: pytest.CaptureFixture
+) -> None:
     path = run.predictions_path("tickets", "dev")
     saved = Predictions.load(path)
     loud = 50 * np.asarray(saved.logits)
@@ -68,7 +71,9 @@ def test_calibrate_lowers_the_error_of_an_overconfident_model(run: Run) -> None:
     assert found["tasks"].keys() == {"tickets", "duplicate"}
     tickets = found["tasks"]["tickets"]
     assert tickets["n"] == 24 and len(tickets["halves"]) == 2
-    assert tickets["temperature"] > 1.5
+    assert tickets["temperature"] == pytest.approx(10.0, rel=1e-3)
+    note = "note: the temperature of tickets ends at the bound 10: dev asks for one beyond it"
+    assert note in capsys.readouterr().err.splitlines()
     assert tickets["loss"]["after"] < tickets["loss"]["before"]
     assert tickets["calibration_error"]["after"] < tickets["calibration_error"]["before"]
 
@@ -131,6 +136,37 @@ def test_temperatures_of_another_run_are_refused(run: Run) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("tasks", "found"),
+    [
+        ([1], "tasks [1]"),
+        ({"tickets": 3}, "tickets 3"),
+        ({"tickets": {}}, "tickets {}"),
+        ({"tickets": {"temperature": 1.5}, "duplicate": {"temperature": 0}}, None),
+        ({"tickets": {"temperature": -2.0}}, None),
+        ({"tickets": {"temperature": "2"}}, None),
+        ({"tickets": {"temperature": True}}, None),
+        ({"tickets": {"temperature": float("nan")}}, None),
+        ({"tickets": {"temperature": float("inf")}}, None),
+        ({"tickets": {"temperature": 1e-60}}, None),
+        ({"tickets": {"temperature": 10**40}}, None),
+    ],
+)
+def test_temperatures_that_divide_nothing_are_refused(
+    run: Run, tasks: Any, found: str | None
+) -> None:
+    content = {"run": run.info()["id"], "bins": 15, "tasks": tasks}
+    run.calibration_path.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(UserError) as caught:
+        load(run, device="cpu", calibrated=True)
+    found = found or " ".join(map(str, list(tasks.items())[-1]))
+    assert str(caught.value) == (
+        f'cannot load the run {run.path} calibrated: {found}, expected {{"temperature": a finite '
+        f"number above 0}} ({run.calibration_path})\n"
+        f"hint: make them again: `outshine calibrate {run.path}`"
+    )
+
+
 def test_logits_that_were_not_kept_are_computed(run: Run) -> None:
     before = calibrate(run)
     shutil.rmtree(run.path / "predictions")
@@ -138,6 +174,22 @@ def test_logits_that_were_not_kept_are_computed(run: Run) -> None:
     assert again["tasks"]["tickets"]["temperature"] == pytest.approx(
         before["tasks"]["tickets"]["temperature"], rel=1e-3
     )
+
+
+def test_a_dry_run_fits_and_writes_nothing(run: Run) -> None:
+    wanted = calibrate(run)
+    run.calibration_path.unlink()
+    assert calibrate(run, dry_run=True) == wanted
+    assert not run.calibration_path.exists()
+    shutil.rmtree(run.path / "predictions")
+    with pytest.raises(UserError) as caught:
+        calibrate(run, dry_run=True)
+    path = run.predictions_path("tickets", "dev")
+    assert str(caught.value) == (
+        f"cannot calibrate the run {run.path} without writing: no dev logits of tickets, expected "
+        f"{path}\nhint: make them: `outshine eval {run.path}`, or leave --dry-run out"
+    )
+    assert not (run.path / "predictions").exists()
 
 
 def test_a_run_without_classes_has_nothing_to_calibrate(

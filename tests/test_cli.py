@@ -427,12 +427,14 @@ def test_predict_tells_what_it_skipped_and_cut(tmp_path: Path, student: Path) ->
     assert [answer["truncated"] for answer in answers_of(result)] == [True]
     notes = result.stderr.splitlines()
     assert notes[:3] == [
-        'note: 1 of 24 rows were cut to 128 tokens ("truncated" in the output)',
+        'note: 1 of 24 rows was cut to 128 tokens ("truncated" in the output)',
         "note: 23 of 24 rows were skipped:",
         "  cannot answer row 1: column 'body' is '', expected a text that is not empty "
         f"({source}:1)",
     ]
     assert notes[-1] == "  and 3 more"
+    source.write_text("{", encoding="utf-8")
+    assert "note: 1 of 1 row was skipped:" in outshine(*args, "--on-error", "skip").stderr
 
 
 def test_calibrate_prints_a_table_or_json_and_predict_uses_it(
@@ -441,7 +443,11 @@ def test_calibrate_prints_a_table_or_json_and_predict_uses_it(
     run = Path(shutil.copytree(student, tmp_path / "run"))
     plain = answers_of(outshine("predict", run, "--input", rows))
     assert "calibrated: no temperatures" in outshine("predict", run, "--calibrated", code=2).stderr
+    would = outshine("calibrate", run, "--dry-run")
+    path = Run(run).calibration_path
+    assert f"The temperatures would be in {path}" in would.stderr and not path.exists()
     table = outshine("calibrate", run)
+    assert table.stdout == would.stdout
     assert "Expected calibration error on dev in percent, 15 bins" in table.stdout
     assert "note: urgency has no classes and is left as it is" in table.stderr
     found = json.loads(outshine("calibrate", run, "--json").stdout)

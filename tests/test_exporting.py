@@ -183,6 +183,32 @@ def test_an_export_that_answers_differently_leaves_nothing(
     assert not [*tmp_path.iterdir()]
 
 
+def everything(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_dry_run_checks_and_writes_nothing(
+    student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporting, "push_to_hub", None)
+    before = everything(student)
+    given = ("--format", "hf", "--out", tmp_path / "out", "--dry-run", "--push", "org/desk")
+    result = command("export", student, *given, "--json")
+    assert result.stderr == (
+        f"The export would be in {tmp_path / 'out'}, of tickets, urgency, duplicate\n"
+        "It would be uploaded to org/desk\n"
+    )
+    assert json.loads(result.stdout)["verified"] == {"tickets": {}, "urgency": {}, "duplicate": {}}
+    assert not [*tmp_path.iterdir()] and everything(student) == before
+    assert "unknown task 'ticket'" in refusal(student, *given, "--task", "ticket")
+    given = (student, "--format", "hf", "--out", tmp_path / "out", "--push", "a/b/c")
+    assert refusal(*given) == (
+        f"cannot push {tmp_path / 'out'} to a/b/c: no such repository on the hub\n"
+        "hint: check the spelling; private and gated repositories need `hf auth login`\n"
+    )
+    assert not [*tmp_path.iterdir()]
+
+
 # --- the card ---------------------------------------------------------------------------------
 
 
@@ -213,6 +239,41 @@ def test_the_card_tells_scores_data_time_and_limits(student: Path, tmp_path: Pat
     single = ModelCard.load(tmp_path / "out" / "tickets" / "README.md")
     assert single.data.library_name == "transformers"
     assert "as one head of a model that answers urgency, duplicate, too" in single.text
+
+
+def test_temperatures_go_along_with_the_student_and_its_card_says_where_they_hold(
+    student: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(student, tmp_path / "run"))
+    none = "* Probabilities are not calibrated.\n* How it treats"
+    exporting.export(run, tmp_path / "plain")
+    assert none in (tmp_path / "plain" / "README.md").read_text(encoding="utf-8")
+    assert not (tmp_path / "plain" / "calibration.json").exists()
+    found = outshine.Run(run).info()["id"]
+    write_json(run / "calibration.json", {"run": found, "tasks": {"tickets": {"temperature": 3}}})
+    exporting.export(run, tmp_path / "out")
+    model = outshine.load(tmp_path / "out", calibrated=True, device="cpu")
+    assert model.temperatures == {"tickets": 3.0}
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "Probabilities are calibrated (one temperature per task with classes" in card
+    single = (tmp_path / "out" / "tickets" / "README.md").read_text(encoding="utf-8")
+    assert "Logits are not divided by the temperatures that were fitted on dev" in single
+    assert not any(none in text for text in (card, single))
+
+
+def test_damaged_temperatures_stop_the_export_of_the_student_alone(
+    student: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(student, tmp_path / "run"))
+    write_json(run / "calibration.json", {"run": "another", "tasks": {}})
+    given = (run, "--format", "hf", "--out", tmp_path / "out")
+    assert refusal(*given) == (
+        f"cannot load the run {run} calibrated: temperatures of run another, expected "
+        f"{outshine.Run(run).info()['id']} ({run / 'calibration.json'})\n"
+        f"hint: make them again: `outshine calibrate {run}`\n"
+    )
+    assert not (tmp_path / "out").exists()
+    command("export", *given, "--task", "tickets")
 
 
 # --- bad input --------------------------------------------------------------------------------

@@ -150,6 +150,38 @@ def test_an_error_reaches_those_in_its_pass_and_the_next_pass_runs() -> None:
     with_batcher(test)
 
 
+def test_a_pass_with_too_few_answers_fails_and_the_next_one_runs() -> None:
+    async def test(batcher: Batcher, model: Model) -> None:
+        model.may_end.release(10)
+        right = batcher._run
+        batcher._run = lambda items: right(items)[1:]
+        for task in [ask(batcher, "a"), ask(batcher, "b", "c")]:
+            with pytest.raises(ValueError, match=r"^zip\(\) argument 2 is shorter"):
+                await task
+        batcher._run = right
+        assert await ask(batcher, "d") == ["D"]
+
+    _, told = with_batcher(test)
+    assert [done.num_items for done in told] == [1]
+
+
+def test_an_error_of_what_is_told_of_passes_reaches_those_in_the_pass_alone() -> None:
+    async def test(batcher: Batcher, model: Model) -> None:
+        model.may_end.release(10)
+        told = batcher._on_pass
+
+        def fail(_: Pass) -> None:
+            raise RuntimeError("cannot count")
+
+        batcher._on_pass = fail
+        with pytest.raises(RuntimeError, match=r"^cannot count$"):
+            await ask(batcher, "a")
+        batcher._on_pass = told
+        assert await ask(batcher, "b") == ["B"]
+
+    with_batcher(test)
+
+
 def test_an_idle_model_begins_at_once_whatever_the_longest_wait() -> None:
     async def test(batcher: Batcher, model: Model) -> None:
         model.may_end.release(10)

@@ -146,7 +146,7 @@ def test_the_same_text_in_one_request_is_encoded_once(client: TestClient) -> Non
 
 def test_tasks_tell_what_the_model_answers(client: TestClient) -> None:
     told = client.get("/tasks").json()
-    assert (told["run"], told["max_length"]) == ("student", 128)
+    assert (told["run"], told["max_length"], told["calibrated"]) == ("student", 128, False)
     assert told["tasks"][:2] == [
         {
             "name": "tickets",
@@ -163,6 +163,31 @@ def test_tasks_tell_what_the_model_answers(client: TestClient) -> None:
             "range": [0.0, 5.0],
         },
     ]
+
+
+def test_calibrated_answers_are_those_of_predict_and_tasks_say_so(
+    student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Path(shutil.copytree(student, tmp_path / "run"))
+    apps: list[Any] = []
+
+    def keep(app: Any, listening: socket.socket) -> None:
+        listening.close()
+        apps.append(app)
+
+    monkeypatch.setattr(serving, "run_app", keep)
+    for flags in ([], ["--calibrated"]):
+        temperatures = {"tickets": {"temperature": 3.0}}
+        content = {"run": json.loads((run / "run.json").read_text())["id"], "tasks": temperatures}
+        (run / "calibration.json").write_text(json.dumps(content), encoding="utf-8")
+        given = ["serve", str(run), "--port", "0", "--device", "cpu", *flags]
+        assert CliRunner().invoke(command_line, given).exit_code == 0
+        with TestClient(apps[-1]) as client:
+            until(lambda client=client: client.get("/readyz").status_code == 200)  # type: ignore[misc]
+            assert client.get("/tasks").json()["calibrated"] is bool(flags)
+            (output,) = client.post("/predict", json={"inputs": [TEXT]}).json()["outputs"]
+        (wanted,) = load(run, device="cpu", calibrated=bool(flags)).predict([TEXT])
+        assert flat(output) == pytest.approx(flat(wanted), abs=1e-6)
 
 
 def test_requests_that_arrive_together_share_a_pass(predictor: Predictor) -> None:
@@ -359,6 +384,26 @@ def test_a_bad_request_is_refused(client: TestClient, name: str) -> None:
     assert answer.json() == {"detail": detail, "hint": hint}
     assert answer.status_code == status
     assert client.post("/predict", json={"inputs": [TEXT]}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "detail"),
+    [
+        ("GET", "/predicts", 404, "not found, expected another path"),
+        ("GET", "/predict", 405, "method not allowed, expected the method POST"),
+        ("DELETE", "/tasks", 405, "method not allowed, expected the method GET"),
+    ],
+)
+def test_an_unknown_route_or_method_has_a_hint(
+    client: TestClient, method: str, path: str, status: int, detail: str
+) -> None:
+    answer = client.request(method, path)
+    assert answer.status_code == status
+    assert answer.json() == {
+        "detail": f"cannot answer {method} {path}: {detail}",
+        "hint": "GET /openapi.json describes the routes",
+    }
+    assert answer.headers.get("allow") == (detail.split()[-1] if status == 405 else None)
 
 
 def test_json_that_is_nested_too_deeply_is_refused(client: TestClient) -> None:

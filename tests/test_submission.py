@@ -175,6 +175,22 @@ def test_tasks_that_the_run_lacks_are_filled_with_what_is_commonest_in_train(
     ) in result.stderr
 
 
+def test_a_dry_run_tells_what_would_answer_and_writes_nothing(
+    run: Path, glue_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "glue.zip"
+    given = ("submit", run, "--out", out, "--glue-dir", glue_dir, "--fill", "majority", "--json")
+    wanted = command(*given).stdout
+    out.unlink()
+    monkeypatch.setattr(submission, "_all_answers", None)
+    result = command(*given, "--dry-run")
+    assert result.stdout == wanted
+    assert f"The submission would be {out}" in result.stderr.splitlines()
+    assert not out.exists()
+    (glue_dir / "AX" / "diagnostic.tsv").unlink()
+    assert "diagnostic.tsv is missing" in command(*given, "--dry-run", code=2).stderr
+
+
 def test_the_same_answers_give_the_same_bytes(run: Path, glue_dir: Path, tmp_path: Path) -> None:
     for name in ("a.zip", "b.zip"):
         submit(run, tmp_path / name, glue_dir=glue_dir, fill="majority")

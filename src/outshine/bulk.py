@@ -16,7 +16,7 @@ from outshine.console import progress
 from outshine.devices import trim_memory
 from outshine.errors import MAX_PROBLEMS_SHOWN, UserError
 from outshine.inputs import Input, NumberedRow, fingerprint, open_input
-from outshine.outputs import Counts, format_of, open_output, table_row
+from outshine.outputs import Counts, check_apart, format_of, open_output, table_row
 from outshine.predicting import Predictor, Texts, row_texts, text_columns
 from outshine.tasks import Task, kind_of
 
@@ -52,12 +52,14 @@ def predict_file(
 
     Raises:
         UserError: For a bad row with its line, for a table that lacks the columns, and for an
-            output that cannot be written or continued.
+            output that cannot be written or continued, or is the input.
     """
     chosen = predictor.choose(tasks)
     strict = tasks is not None
     wanted = {column for task in chosen for column in (*task.text, "text", "text_a", "text_b")}
     format = format_of(output, output_format)
+    if source and output:
+        check_apart(source, output)
     with open_input(source, input_format, wanted) as opened:
         if opened.columns is not None:
             _check_columns(opened, chosen, strict=strict)

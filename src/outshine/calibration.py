@@ -6,6 +6,7 @@ Source: Guo, Pleiss, Sun, Weinberger, "On calibration of modern neural networks"
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,15 @@ NUM_BINS = 15
 BOUNDS = (0.1, 10.0)
 
 
-def calibrate(run: Run | str | Path, *, device: str = "auto") -> dict[str, Any]:
+def calibrate(
+    run: Run | str | Path, *, device: str = "auto", dry_run: bool = False
+) -> dict[str, Any]:
     """Fits a temperature per task on the run's dev logits, and writes `calibration.json`.
 
     Args:
         run: The finished run or its folder.
         device: Where to compute dev logits that the run did not keep.
+        dry_run: Whether to write nothing; needs dev logits that the run did keep.
 
     Returns:
         {"run", "bins", "tasks": {name: {"temperature", "halves": [of each half of dev], "n",
@@ -40,7 +44,8 @@ def calibrate(run: Run | str | Path, *, device: str = "auto") -> dict[str, Any]:
         does not fall.
 
     Raises:
-        UserError: If no task has classes and two dev rows.
+        UserError: If no task has classes and two dev rows, or a dry run would have to compute
+            and keep dev logits.
     """
     run = open_run(run)
     found = {}
@@ -50,27 +55,40 @@ def calibrate(run: Run | str | Path, *, device: str = "auto") -> dict[str, Any]:
             reason = "no dev rows" if kind.probs else "no classes"
             say(f"note: {task.name} has {reason} and is left as it is")
             continue
-        logits, gold = _dev_logits(run, task, device)
+        logits, gold = _dev_logits(run, task, device, dry_run)
         if len(gold) < 2:
             say(f"note: {task.name} has 1 dev row, which cannot be halved, and is left as it is")
             continue
         found[task.name] = _judge(kind, logits, gold)
         if found[task.name]["temperature"] == 1.0:
             say(f"note: no temperature helps {task.name} on rows that it was not fitted on")
+        for bound in BOUNDS:
+            if math.isclose(found[task.name]["temperature"], bound, rel_tol=1e-3):
+                say(
+                    f"note: the temperature of {task.name} ends at the bound {bound:g}: dev asks "
+                    "for one beyond it"
+                )
     if not found:
         raise UserError(
             f"cannot calibrate the run {run.path}: no task has classes and dev rows, expected one",
             "values of a regression need no temperature",
         )
     content = {"run": run.info()["id"], "bins": NUM_BINS, "tasks": found}
-    write_json(run.calibration_path, content)
+    if not dry_run:
+        write_json(run.calibration_path, content)
     return content
 
 
-def _dev_logits(run: Run, task: Task, device: str) -> tuple[np.ndarray, np.ndarray]:
+def _dev_logits(run: Run, task: Task, device: str, dry_run: bool) -> tuple[np.ndarray, np.ndarray]:
     """(N, C) float32 logits of the dev rows, and (N,) int64 gold."""
     path = run.predictions_path(task.name, "dev")
     if not path.exists():
+        if dry_run:
+            raise UserError(
+                f"cannot calibrate the run {run.path} without writing: no dev logits of "
+                f"{task.name}, expected {path}",
+                f"make them: `outshine eval {run.path}`, or leave --dry-run out",
+            )
         evaluate(run, "dev", device=device)
     predictions = Predictions.load(path)
     predictions.check(path, task, data_fingerprint(task, "dev"))

@@ -8,7 +8,16 @@ from typing import Annotated
 
 import typer
 
-from outshine.command import Device, Format, Json, Precision, RunDir, print_json, print_table
+from outshine.command import (
+    Calibrated,
+    Device,
+    Format,
+    Json,
+    Precision,
+    RunDir,
+    print_json,
+    print_table,
+)
 
 
 class InputFormat(StrEnum):
@@ -61,9 +70,7 @@ def predict(
     on_error: Annotated[
         OnError, typer.Option(help="Whether a bad row stops, or is skipped and counted.")
     ] = OnError.stop,
-    calibrated: Annotated[
-        bool, typer.Option("--calibrated", help="Use the temperatures of `outshine calibrate`.")
-    ] = False,
+    calibrated: Calibrated = False,
     precision: Format = Precision.fp32,
     device: Device = "auto",
 ) -> None:
@@ -94,29 +101,47 @@ def predict(
         skip_bad_rows=on_error is OnError.skip,
         run_id=opened.info()["id"],
     )
-    total = f"{counts.rows:,} rows"
+    total = _rows(counts.rows)
     for name, count in sorted(counts.unanswered.items()):
         say(f"note: {name} did not answer {count:,} of {total}, which lack its columns")
     if counts.truncated:
         say(
-            f"note: {counts.truncated:,} of {total} were cut to {predictor.max_length} tokens "
+            f"note: {_of(counts.truncated, total)} cut to {predictor.max_length} tokens "
             '("truncated" in the output)'
         )
     if counts.skipped:
         more = counts.skipped - len(counts.problems)
-        lines = [f"note: {counts.skipped:,} of {total} were skipped:", *counts.problems]
+        lines = [f"note: {_of(counts.skipped, total)} skipped:", *counts.problems]
         say("\n  ".join(lines + [f"and {more:,} more"] * (more > 0)))
 
 
-def calibrate(run: RunDir, device: Device = "auto", as_json: Json = False) -> None:
+def _rows(count: int) -> str:
+    return f"{count:,} row{'s' if count != 1 else ''}"
+
+
+def _of(count: int, total: str) -> str:
+    return f"{count:,} of {total} {'was' if count == 1 else 'were'}"
+
+
+def calibrate(
+    run: RunDir,
+    device: Device = "auto",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the temperatures and write nothing.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Fit a temperature per task on dev, for `predict --calibrated`.
 
     The errors are of dev rows that had no part in the temperature: each half is judged by that of
     the other. What is kept is fitted on both, and is 1 where that does not help.
     """
     from outshine import calibration
+    from outshine.console import say
+    from outshine.runs import open_run
 
-    found = calibration.calibrate(run, device=device)
+    found = calibration.calibrate(run, device=device, dry_run=dry_run)
+    say(f"The temperatures {'would be' if dry_run else 'are'} in {open_run(run).calibration_path}")
     if as_json:
         print_json(found)
         return

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from outshine.command import Device, Format, Precision, RunDir, command
+from outshine.command import Calibrated, Device, Format, Precision, RunDir, command
 from outshine.errors import UserError
 from outshine.limits import Limits
 
@@ -54,6 +54,7 @@ def serve(
     timeout_s: Annotated[
         float, typer.Option(min=0.001, help="Most seconds from a request to its answer.")
     ] = DEFAULTS.timeout_s,
+    calibrated: Calibrated = False,
     precision: Format = Precision.fp32,
     device: Device = "auto",
 ) -> None:
@@ -79,7 +80,7 @@ def serve(
         say(f"warning: whoever reaches {host} can ask: no API key ({KEY_VARIABLE}) is set")
 
     def load_run() -> Predictor:
-        return load(opened, device=device, precision=precision.value)
+        return load(opened, device=device, precision=precision.value, calibrated=calibrated)
 
     limits = Limits(
         max_body_bytes=max_body_bytes,

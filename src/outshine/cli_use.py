@@ -30,6 +30,9 @@ def export(
         typer.Option("--int8", help="Also write an eight-bit graph; measures its loss on dev."),
     ] = False,
     force: Force = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check all, and write and upload nothing.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Write a run for other programs.
@@ -39,9 +42,18 @@ def export(
     from outshine import exporting
     from outshine.console import say
 
-    content = exporting.export(run, out, format=format, task=task, int8=int8, force=force)
-    say(f"The export is in {out}")
     if push:
+        exporting.check_repository(out, push)
+    content = exporting.export(
+        run, out, format=format, task=task, int8=int8, force=force, dry_run=dry_run
+    )
+    if dry_run:
+        say(f"The export would be in {out}, of {', '.join(content['verified'])}")
+    else:
+        say(f"The export is in {out}")
+    if push and dry_run:
+        say(f"It would be uploaded to {push}")
+    elif push:
         say(f"Uploaded to {exporting.push_to_hub(out, push)}")
     if as_json:
         print_json(content)
@@ -60,6 +72,9 @@ def submit(
     ] = None,
     device: Device = "auto",
     force: Force = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check all, and answer and write nothing.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Answer GLUE's test sets for its server.
@@ -69,7 +84,9 @@ def submit(
     from outshine import submission
     from outshine.console import say
 
-    facts = submission.submit(run, out, glue_dir=glue_dir, fill=fill, device=device, force=force)
-    say(f"The submission is {out}")
+    facts = submission.submit(
+        run, out, glue_dir=glue_dir, fill=fill, device=device, force=force, dry_run=dry_run
+    )
+    say(f"The submission {'would be' if dry_run else 'is'} {out}")
     if as_json:
         print_json(facts)

@@ -60,6 +60,9 @@ Seed = Annotated[int | None, typer.Option(help="Seed of init, order and dropout.
 Force = Annotated[bool, typer.Option("--force", help="Replace what is complete.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+Calibrated = Annotated[
+    bool, typer.Option("--calibrated", help="Use the temperatures of `outshine calibrate`.")
+]
 Format = Annotated[Precision, typer.Option(help="Number format of the encoder.")]
 
 SHARED = {

@@ -42,6 +42,7 @@ def export(
     task: str | None = None,
     int8: bool = False,
     force: bool = False,
+    dry_run: bool = False,
 ) -> dict[str, Any]:
     """Writes a finished run in a form that other programs load.
 
@@ -58,6 +59,8 @@ def export(
         int8: Also write `model.int8.onnx`, its weights in eight bits, and measure what that
             costs on dev (onnx).
         force: Whether an earlier export in `out` is replaced.
+        dry_run: Whether to check what can be checked, and to write nothing; `verified` then
+            has the tasks that would be, with nothing measured.
 
     Returns:
         The content of `export.json`: {"format", "kind", "run", "outshine", "verified": {task:
@@ -84,23 +87,29 @@ def export(
     if format == "onnx":
         check_packages()
     _check_target(out, force)
-    predictor = load(opened, device="cpu")
+    whole = format == "hf" and task is None
+    predictor = load(opened, device="cpu", calibrated=whole and opened.calibration_path.exists())
     tasks = predictor.choose([task] if task else None)
-    if format == "hf" and task is None and "model" in {task.name for task in tasks}:
+    if whole and "model" in {task.name for task in tasks}:
         raise UserError(
             "cannot export task 'model' with the whole student: its folder is the student's own",
             "export each task by itself with --task",
         )
     model, tokenizer, _ = load_model(opened.model_dir)
     _set_inputs(tokenizer, model, predictor.max_length)
+    if dry_run:
+        if format == "hf":
+            for each in tasks:
+                to_classifier(model, each)
+        return _facts(opened, format) | {"verified": {each.name: {} for each in tasks}}
     samples = [draw_sample(predictor, task) for task in tasks]
     with replacing_folder(out) as folder:
         if format == "hf":
-            facts = _write_hf(opened, predictor, model, tokenizer, samples, folder, task is None)
+            facts = _write_hf(opened, predictor, model, tokenizer, samples, folder, whole)
         else:
             facts = write_onnx(model, tokenizer, samples, folder, int8=int8)
             write_card(folder, opened, tasks, "onnx")
-        content = _facts(opened, format, samples, facts)
+        content = _facts(opened, format) | _verified(samples, facts.pop("differences")) | facts
         write_json(folder / MARK, content)
     _show(content)
     return content
@@ -131,17 +140,19 @@ def _set_inputs(tokenizer: Any, model: MultiTaskModel, max_length: int) -> None:
     tokenizer.init_kwargs |= {"model_input_names": names, "model_max_length": max_length}
 
 
-def _facts(
-    run: Run, format: str, samples: Sequence[Sample], facts: dict[str, Any]
-) -> dict[str, Any]:
+def _facts(run: Run, format: str) -> dict[str, Any]:
     from outshine import __version__
 
-    differences = facts.pop("differences")
     return {
         "format": FORMAT,
         "kind": format,
         "run": run.info()["id"],
         "outshine": __version__,
+    }
+
+
+def _verified(samples: Sequence[Sample], differences: dict[str, float]) -> dict[str, Any]:
+    return {
         "verified": {
             sample.task.name: {
                 "rows": len(sample.texts),
@@ -149,8 +160,8 @@ def _facts(
                 "largest_difference": differences[sample.task.name],
             }
             for sample in samples
-        },
-    } | facts
+        }
+    }
 
 
 # --- transformers -----------------------------------------------------------------------------
@@ -220,6 +231,8 @@ def _write_student(run: Run, tasks: Sequence[Task], folder: Path) -> None:
     write_json(folder / "config.json", config)
     info = {k: v for k, v in run.info().items() if k not in ("command", "identity")}
     write_json(folder / "metrics.json", run.metrics())
+    if run.calibration_path.exists():
+        shutil.copyfile(run.calibration_path, folder / run.calibration_path.name)
     write_json(folder / "run.json", info)
 
 
@@ -248,6 +261,18 @@ def _show(content: dict[str, Any]) -> None:
 
 
 # --- the hub ----------------------------------------------------------------------------------
+
+
+def check_repository(folder: str | Path, repository: str) -> None:
+    """Refuses an id that no repository of the hub can have; the hub itself is not asked.
+
+    Raises:
+        UserError: If it is none.
+    """
+    from huggingface_hub.utils import validate_repo_id
+
+    with asking_the_hub(f"cannot push {folder} to {repository}"):
+        validate_repo_id(repository)
 
 
 def push_to_hub(folder: str | Path, repository: str) -> str:

@@ -70,7 +70,7 @@ class MicroBatcher(Generic[Item, Answer]):
             run: Answers the items of one pass, in a thread of its own.
             max_tokens: Most tokens of one pass (a longer item comes alone).
             max_wait_s: Longest wait behind a pass for those whom it answered.
-            on_pass: Told of every pass.
+            on_pass: Told of every pass that answered.
         """
         self._run, self._max_tokens, self._max_wait_s = run, max_tokens, max_wait_s
         self._on_pass = on_pass
@@ -115,19 +115,19 @@ class MicroBatcher(Generic[Item, Answer]):
             await self._company(last, ended + self._max_wait_s)
             batch = self._take()
             begin = time.monotonic()
-            items = [job.items[place] for job, place in batch]
+            last = len({id(job) for job, _ in batch})
             try:
+                items = [job.items[place] for job, place in batch]
                 answers = await self._loop.run_in_executor(self._thread, self._run, items)
+                answered = list(zip(batch, answers, strict=True))
+                tokens = sum(job.tokens[place] for job, place in batch)
+                self._on_pass(Pass(last, len(batch), tokens, time.monotonic() - begin))
+                for (job, place), answer in answered:
+                    job.put(place, answer)
             except Exception as error:  # whatever it is, the next pass may do better
                 for job, _ in batch:
                     job.fail(error)
-            else:
-                for (job, place), answer in zip(batch, answers, strict=True):
-                    job.put(place, answer)
             ended = time.monotonic()
-            last = len({id(job) for job, _ in batch})
-            tokens = sum(job.tokens[place] for job, place in batch)
-            self._on_pass(Pass(last, len(batch), tokens, ended - begin))
 
     async def _company(self, wanted: int, until: float) -> None:
         """Waits for a job, and until a time for as many jobs as are wanted."""

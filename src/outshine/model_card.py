@@ -53,6 +53,7 @@ def write_card(folder: Path, run: Run, tasks: Sequence[Task], form: str) -> None
         scores=scores,
         data={task.name: _data(task, info, teachers) for task in tasks},
         distilled=any(name in teachers for name in all_tasks),
+        calibrated=run.calibration_path.exists(),
         settings=settings,
         encoder=encoder,
         builtin=encoder == BUILTIN,

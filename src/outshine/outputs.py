@@ -71,6 +71,21 @@ def format_of(path: Path | None, format: str | None) -> str:
     return format or (_BY_ENDING.get(path.suffix) if path else None) or "jsonl"
 
 
+def check_apart(source: Path, path: Path) -> None:
+    """Refuses an output that would be written over the rows that it answers.
+
+    Raises:
+        UserError: If the output, or what it grows in, is the file of the rows.
+    """
+    for written in (path, *_unfinished(path)):
+        if source.is_file() and written.exists() and written.samefile(source):
+            raise UserError(
+                f"cannot write {path}: {written} is the file that the rows are read from, "
+                "expected another one",
+                "choose another --output",
+            )
+
+
 @contextmanager
 def open_output(
     path: Path | None, format: str, columns: Mapping[str, type], identity: Mapping[str, Any]
@@ -152,6 +167,8 @@ def table_row(answer: Mapping[str, Any]) -> dict[str, Any]:
     """An answer as one row of a table: nested names are joined by dots, the id is text."""
     row = {"id": None, "truncated": False} | dict(answer)
     given = row.pop("id")
+    if isinstance(given, dict | list):
+        given = json.dumps(given, ensure_ascii=False)
     return {"id": None if given is None else cell_text(given)} | _flat(row, "")
 
 
@@ -211,10 +228,14 @@ class _PartFile:
             write_json(self.state, {"identity": self.identity} | content)
 
 
+def _unfinished(path: Path) -> tuple[Path, Path]:
+    """What a file grows in, and what says how far that is complete."""
+    return path.with_name(f"{path.name}.part"), path.with_name(f"{path.name}.part.json")
+
+
 @contextmanager
 def _part_file(path: Path, encode: _Encoder, identity: Mapping[str, Any]) -> Iterator[Output]:
-    part = path.with_name(f"{path.name}.part")
-    state = path.with_name(f"{path.name}.part.json")
+    part, state = _unfinished(path)
     with world_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if not part.exists():  # killed when the file had its name already

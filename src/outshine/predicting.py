@@ -237,7 +237,8 @@ def load(
         calibrated: Whether probabilities use the temperatures that `outshine calibrate` found.
 
     Raises:
-        UserError: If the run is incomplete, damaged, kept no weights, or is not calibrated.
+        UserError: If the run is incomplete, damaged, kept no weights, or is not calibrated, or
+            its temperatures are damaged.
     """
     run = open_run(run)
     forward, tokenizer = load_forward(run, device, precision)
@@ -260,7 +261,24 @@ def _temperatures(run: Run) -> dict[str, float]:
             f"expected {run.info()['id']} ({path})",
             f"make them again: `outshine calibrate {run.path}`",
         )
-    return {name: float(found["temperature"]) for name, found in content["tasks"].items()}
+    found = content["tasks"]
+    for name, entry in found.items() if isinstance(found, dict) else [("tasks", found)]:
+        value = entry.get("temperature") if isinstance(entry, dict) else None
+        if not _can_divide(value):
+            raise UserError(
+                f"cannot load the run {run.path} calibrated: {name} {_shown(entry)}, "
+                f'expected {{"temperature": a finite number above 0}} ({path})',
+                f"make them again: `outshine calibrate {run.path}`",
+            )
+    return {name: float(entry["temperature"]) for name, entry in found.items()}
+
+
+def _can_divide(value: Any) -> bool:
+    """Whether it is a number that is neither 0 nor infinite as float32, which logits are."""
+    limits = np.finfo(np.float32)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return float(limits.tiny) <= value <= float(limits.max)
 
 
 def _chunks(

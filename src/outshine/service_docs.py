@@ -122,12 +122,14 @@ TASKS: dict[str, Any] = {
     "summary": "What the model was trained on",
     "responses": {
         200: {
-            "description": "The tasks, and how many tokens of a text the model reads",
+            "description": "The tasks, how many tokens of a text the model reads, and whether "
+            "probabilities are calibrated",
             "content": _json(
                 {"type": "object"},
                 {
                     "run": "student",
                     "max_length": 128,
+                    "calibrated": False,
                     "tasks": [
                         {
                             "name": "tickets",

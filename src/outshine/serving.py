@@ -23,6 +23,7 @@ from fastapi import Depends, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from outshine import __version__
@@ -83,6 +84,7 @@ def create_app(
     app.state.service = service
     app.add_middleware(_Watch, service=service)
     app.add_exception_handler(RefusedError, _refusal_response)
+    app.add_exception_handler(HTTPException, _route_response)
     app.add_exception_handler(Exception, _bug_response)
     with_key = [Depends(_key_check(api_key))] if api_key else None
 
@@ -112,6 +114,7 @@ def create_app(
         return {
             "run": run,
             "max_length": predictor.max_length,
+            "calibrated": bool(predictor.temperatures),
             "tasks": [task.model_dump(include=fields) for task in predictor.tasks],
         }
 
@@ -215,6 +218,19 @@ def _refusal_response(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RefusedError)
     content = {"detail": error.message, "hint": error.hint}
     return JSONResponse(content, error.status, error.headers)
+
+
+def _route_response(request: Request, error: Exception) -> JSONResponse:
+    """Of what the framework refuses: a route that does not exist (404), another method (405)."""
+    assert isinstance(error, HTTPException)
+    allowed = (error.headers or {}).get("Allow")
+    found = f"{request.method} {request.url.path}"[:200]
+    expected = f"the method {allowed}" if allowed else "another path"
+    content = {
+        "detail": f"cannot answer {found}: {error.detail.lower()}, expected {expected}",
+        "hint": "GET /openapi.json describes the routes",
+    }
+    return JSONResponse(content, error.status_code, error.headers)
 
 
 def _bug_response(_: Request, __: Exception) -> JSONResponse:

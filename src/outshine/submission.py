@@ -79,6 +79,7 @@ def submit(
     fill: str | None = None,
     device: str = "auto",
     force: bool = False,
+    dry_run: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """Answers GLUE's test sets and writes them as the zip that the server takes.
 
@@ -90,6 +91,7 @@ def submit(
             train, or the mean of its values; None refuses to go on without them.
         device: `auto`, `cpu`, `cuda`, ...
         force: Whether an existing file is replaced.
+        dry_run: Whether to check all but the answers, and to write nothing.
 
     Returns:
         File -> {"task", "rows", "answered_by": "head" or the label or value that fills it}.
@@ -124,22 +126,12 @@ def submit(
     rows = {part.name: _read_test(part, official[part.task]) for part in PARTS}
     _warn_of_sizes(rows)
     filled = {name: _commonest(official[name]) for name in lacking}
-    answers = {}
-    with progress("answering", sum(len(rows[p.name]) for p in PARTS if p.task in trained)) as bar:
-        for part in PARTS:
-            if part.task in trained:
-                answers[part.name] = _answers(predictor, trained[part.task], rows[part.name], bar)
-            else:
-                answers[part.name] = [filled[part.task]] * len(rows[part.name])
-    ids = {name: [example_id for example_id, _ in found] for name, found in rows.items()}
-    content = _zip(ids, answers)
-    check_submission(content, ids)
-    with replacing(out) as file:
-        file.write(content.getvalue())
+    if not dry_run:
+        _write(out, rows, _all_answers(predictor, trained, filled, rows))
     facts: dict[str, dict[str, Any]] = {
         part.name: {
             "task": part.task,
-            "rows": len(ids[part.name]),
+            "rows": len(rows[part.name]),
             "answered_by": filled.get(part.task, "head"),
         }
         for part in PARTS
@@ -229,6 +221,23 @@ def _warn_of_sizes(rows: Mapping[str, Rows]) -> None:
 # --- answers ----------------------------------------------------------------------------------
 
 
+def _all_answers(
+    predictor: Predictor,
+    trained: Mapping[str, Task],
+    filled: Mapping[str, str],
+    rows: Mapping[str, Rows],
+) -> dict[str, list[str]]:
+    """File -> its cells, by the head of its task or by what fills it."""
+    answers = {}
+    with progress("answering", sum(len(rows[p.name]) for p in PARTS if p.task in trained)) as bar:
+        for part in PARTS:
+            if part.task in trained:
+                answers[part.name] = _answers(predictor, trained[part.task], rows[part.name], bar)
+            else:
+                answers[part.name] = [filled[part.task]] * len(rows[part.name])
+    return answers
+
+
 def _answers(predictor: Predictor, task: Task, rows: Rows, bar: Any) -> list[str]:
     """A task's answers for rows, spelled as the server wants them."""
     cells: list[str] = []
@@ -249,6 +258,14 @@ def _commonest(task: Task) -> str:
 def _spelled(task: Task, logits: np.ndarray) -> list[str]:
     spelling = official_labels(task.name)
     return [spelling.get(cell, cell) for cell in kind_of(task).cells(task, logits)]
+
+
+def _write(out: Path, rows: Mapping[str, Rows], answers: Mapping[str, Sequence[str]]) -> None:
+    ids = {name: [example_id for example_id, _ in found] for name, found in rows.items()}
+    content = _zip(ids, answers)
+    check_submission(content, ids)
+    with replacing(out) as file:
+        file.write(content.getvalue())
 
 
 def _zip(ids: Mapping[str, Sequence[str]], answers: Mapping[str, Sequence[str]]) -> io.BytesIO:
