@@ -153,9 +153,11 @@ def study_section(name: str) -> list[str]:
         return []
     found = json.loads(path.read_text())
     arms, info = found["arms"], found["provenance"]
+    finished = min(arm["score"]["n"] for arm in arms.values() if arm["score"])
     lines = [
-        f"**Study {name}**: {len(found['seeds'])} seeds of `studies/{name}.toml` with splade-tiny. "
-        "Median ± standard deviation of dev metrics in percent (n: finished seeds).",
+        f"**Study {name}**: {finished} of the {len(found['seeds'])} seeds of "
+        f"`studies/{name}.toml`, with splade-tiny. Median ± standard deviation of dev metrics in "
+        "percent (n: seeds).",
         "",
         "| task | metric | dev rows | " + " | ".join(arms) + " |",
         "| --- | --- | ---: | " + " | ".join("---:" for _ in arms) + " |",
@@ -167,11 +169,11 @@ def study_section(name: str) -> list[str]:
     return [
         *lines,
         "",
-        *(f"* {sentence}" for sentence in [*found["conclusion"], *found["warnings"]]),
+        *(f"* {sentence}" for sentence in found["conclusion"]),
         "",
         f"Tests: {found['methods']['test']}; {found['methods']['holm']}. Command: `outshine study "
         f"run studies/{name}.toml --set encoder=SPLADE_TINY --set num_threads=1` on "
-        f"{', '.join(info['device'])} ({', '.join(info['precision'])}), commit "
+        f"{info['device']} ({info['precision']}), commit "
         f"{', '.join(commit[:10] for commit in info['git_commits'])}; all numbers and pictures in "
         f"[results/{name}](results/{name}).",
         "",
