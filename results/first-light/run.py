@@ -5,8 +5,8 @@
 
 Every arm takes the learning rate that is best for it, of the same few, on seed 100, which is not
 reported. Each finished run appends one line to `rows-<study>.jsonl` beside this file; a run that
-has its line is not trained again, so the command can be stopped and given again, on another
-machine, too: what teachers say of their train rows stands in `teachers-<study>/`.
+has its line is not trained again, and one that was interrupted goes on from its checkpoint, so
+the command can be stopped and given again, on another machine, too: what teachers say of their train rows stands in `teachers-<study>/`.
 """
 
 from __future__ import annotations
@@ -98,7 +98,8 @@ def train_job(job: Job, study: Study, glue_dir: str, work: Path, threads: int) -
         ),
         teachers=dict(job.teachers),
         out=work / job.key,
-        force=True,
+        # an interrupted run is taken up at its checkpoint
+        force=(work / job.key / "run.json").exists(),
     )
     if job.arm == "single":
         save_table(run, study, job)
