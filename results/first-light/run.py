@@ -6,7 +6,8 @@
 Every arm takes the learning rate that is best for it, of the same few, on seed 100, which is not
 reported. Each finished run appends one line to `rows-<study>.jsonl` beside this file; a run that
 has its line is not trained again, and one that was interrupted goes on from its checkpoint, so
-the command can be stopped and given again, on another machine, too: what teachers say of their train rows stands in `teachers-<study>/`.
+the command can be stopped and given again. On another machine, too: what teachers say of their
+train rows stands in `teachers-<study>/`.
 """
 
 from __future__ import annotations
@@ -156,23 +157,32 @@ class Queue:
         lines = self.path.read_text().splitlines() if self.path.exists() else []
         self.rows = {row["key"]: row for row in map(json.loads, lines)}
         self.pool = ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn"))
+        self.begun: dict[str, Future] = {}
 
-    def run(self, jobs: list[Job], *, as_teachers: bool = False) -> list[dict[str, Any]]:
-        """Trains the jobs that have no row yet; returns the rows of all.
+    def begin(self, jobs: list[Job], *, as_teachers: bool = False) -> None:
+        """Hands the jobs that have no row yet to the workers, after those handed over before.
 
         Args:
             jobs: What to train.
             as_teachers: Whether their tables are needed, so that jobs without one are trained
                 again (their rows stay as they are).
         """
-        todo: dict[Future, Job] = {
-            self.pool.submit(
-                train_job, job, self.study, self.args.glue_dir, self.args.work, self.args.threads
-            ): job
-            for job in jobs
-            if job.key not in self.rows
-            or (as_teachers and not table_path(self.study, job).exists())
-        }
+        for job in jobs:
+            without_table = as_teachers and not table_path(self.study, job).exists()
+            if job.key not in self.begun and (job.key not in self.rows or without_table):
+                self.begun[job.key] = self.pool.submit(
+                    train_job,
+                    job,
+                    self.study,
+                    self.args.glue_dir,
+                    self.args.work,
+                    self.args.threads,
+                )
+
+    def run(self, jobs: list[Job], *, as_teachers: bool = False) -> list[dict[str, Any]]:
+        """Trains the jobs that have no row yet, as `begin` does; returns the rows of all."""
+        self.begin(jobs, as_teachers=as_teachers)
+        todo = {self.begun[job.key]: job for job in jobs if job.key in self.begun}
         begin = time.time()
         while todo:
             done, _ = wait(todo, return_when=FIRST_COMPLETED)
@@ -238,8 +248,13 @@ def main() -> None:
     for seed in study.seeds:
         teachers = singles(queue, seed, lr["single"])
         student = taught(queue, teachers, seed, lr["single->multi"])
-        queue.run(teachers, as_teachers=student.key not in queue.rows)
-        last += [Job("multi", study.tasks, seed, lr["multi"]), student]
+        multi = Job("multi", study.tasks, seed, lr["multi"])
+        needed = student.key not in queue.rows
+        queue.begin(teachers, as_teachers=needed)
+        queue.begin([multi])
+        queue.run(teachers, as_teachers=needed)
+        queue.begin([student])
+        last += [multi, student]
     queue.run(last)
 
 
