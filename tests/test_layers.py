@@ -33,7 +33,7 @@ LAYERS = (
     "batches checks devices dropout embedding model model_card optim",
     "classifiers depths packing",
     "forward",
-    "evaluation losses predicting",
+    "distributed evaluation losses predicting",
     "bulk calibration service submission teachers verification",
     "onnx_export planning service_requests",
     "checkpoints exporting serving",
@@ -46,6 +46,7 @@ LAYERS = (
     "command",
     "cli_predict cli_serve cli_study cli_tasks cli_use",
     "cli __init__",
+    "__main__",
 )
 NUM_TORCH_FREE = 10
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names.split()}

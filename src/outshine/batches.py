@@ -260,7 +260,8 @@ def make_batch(
         mixture: The mixture.
         drawn: From `steps`.
         gold_weight: Lambda; rows of parts without soft targets have gold alone.
-        division: (B,) lengths of the step's rows -> indices of the rows of each micro-batch.
+        division: (B,) lengths of the step's rows -> indices of the rows of each micro-batch,
+            some of which may be empty.
     """
     owner = np.repeat(np.arange(len(drawn)), [len(positions) for positions in drawn])
     position = np.concatenate(list(drawn))
@@ -268,7 +269,10 @@ def make_batch(
         [p.table.lengths_of(p.rows[at]) for p, at in zip(mixture.parts, drawn, strict=True)]
     )
     micro_batches = []
-    for members in division(lengths):
+    for found in division(lengths):
+        # a process without rows of its own joins in with one that has no weight
+        idle = not len(found)
+        members = np.zeros(1, np.int64) if idle else found
         members = members[np.argsort(owner[members], kind="stable")]
         present, starts = np.unique(owner[members], return_index=True)
         stops = [*starts[1:].tolist(), len(members)]
@@ -285,7 +289,7 @@ def make_batch(
                     targets(part, at, gold_weight)
                     for part, at in zip(parts, positions, strict=True)
                 ),
-                weights=tuple(part.weight for part in parts),
+                weights=tuple(0.0 if idle else part.weight for part in parts),
             )
         )
     weight = sum(p.weight * len(at) for p, at in zip(mixture.parts, drawn, strict=True))

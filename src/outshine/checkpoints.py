@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from outshine.console import say
+from outshine.distributed import ALONE, Team, like, whole
 from outshine.errors import UserError
 from outshine.files import map_arrays, replacing, write_arrays
 from outshine.planning import Plan
@@ -44,17 +45,21 @@ class State:
     unlogged: dict[str, Any] = field(default_factory=dict)
 
 
-def save_checkpoint(run: Run, plan: Plan, optimizer: torch.optim.Optimizer, state: State) -> None:
-    """Writes the state of a run after `state.step` steps."""
+def save_checkpoint(
+    run: Run, plan: Plan, optimizer: torch.optim.Optimizer, state: State, team: Team = ALONE
+) -> None:
+    """Writes the state of a run after `state.step` steps; all processes of a team call it."""
     arrays = {}
     for i, (name, parameter) in enumerate(plan.forward.model.named_parameters()):
-        arrays[f"weight/{name}"] = parameter.detach().cpu().numpy()
+        arrays[f"weight/{name}"] = whole(parameter).numpy()
         moments = optimizer.state.get(parameter, {})
         for key in _MOMENTS:
             if key in moments:
-                arrays[f"{key}/{name}"] = moments[key].detach().cpu().numpy()
+                arrays[f"{key}/{name}"] = whole(moments[key]).numpy()
         if state.average is not None:
-            arrays[f"average/{name}"] = state.average[i].cpu().numpy()
+            arrays[f"average/{name}"] = whole(state.average[i]).numpy()
+    if not team.is_first:
+        return
     write_arrays(
         run.checkpoint_path,
         arrays,
@@ -70,30 +75,41 @@ def save_checkpoint(run: Run, plan: Plan, optimizer: torch.optim.Optimizer, stat
     )
 
 
-def restore(run: Run, plan: Plan, optimizer: torch.optim.Optimizer, state: State) -> None:
+def restore(
+    run: Run, plan: Plan, optimizer: torch.optim.Optimizer, state: State, team: Team = ALONE
+) -> None:
     """Takes a run up from its checkpoint, after checking that it is the same run."""
     arrays, header = map_arrays(run.checkpoint_path)
     same_identity(run, header["identity"], plan.identity)
     model = plan.forward.model
+
+    def stored(key: str, parameter: torch.Tensor) -> torch.Tensor:
+        return like(torch.from_numpy(np.array(arrays[key])), parameter)
+
     with torch.no_grad():
         for i, (name, parameter) in enumerate(model.named_parameters()):
-            parameter.copy_(torch.from_numpy(np.array(arrays[f"weight/{name}"])))
+            parameter.copy_(stored(f"weight/{name}", parameter))
             if f"step/{name}" in arrays:
                 optimizer.state[parameter] = {
-                    key: torch.from_numpy(np.array(arrays[f"{key}/{name}"])).to(parameter.device)
-                    for key in _MOMENTS
+                    key: stored(f"{key}/{name}", parameter) for key in _MOMENTS
                 }
             if state.average is not None:
-                state.average[i].copy_(torch.from_numpy(np.array(arrays[f"average/{name}"])))
+                state.average[i].copy_(stored(f"average/{name}", parameter))
     state.step, state.rows, state.tokens = header["step"], header["rows"], header["tokens"]
     state.elapsed_s, state.resumed = header["elapsed_s"], header["resumed"] + 1
     state.unlogged = header["unlogged"]
+    if team.is_first:
+        _shorten_log(run, state)
+        say(f"resuming {run.path} at step {state.step:,} of {plan.mixture.num_steps:,}")
+
+
+def _shorten_log(run: Run, state: State) -> None:
+    """Takes away the lines of the log that were written after the checkpoint."""
     text = run.log_path.read_text() if run.log_path.exists() else ""
     lines = text.splitlines()[: text.count("\n")]  # a process that was killed may leave half a line
     kept = [line for line in lines if json.loads(line)["step"] <= state.step]
     with replacing(run.log_path) as file:
         file.write("".join(f"{line}\n" for line in kept).encode())
-    say(f"resuming {run.path} at step {state.step:,} of {plan.mixture.num_steps:,}")
 
 
 def same_identity(run: Run, found: dict[str, Any], wanted: dict[str, Any]) -> None:

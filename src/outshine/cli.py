@@ -119,7 +119,7 @@ def train(
     An interrupted run is resumed by the same command.
     """
     from outshine.config import build, parse_settings
-    from outshine.console import say
+    from outshine.console import process_number, say
 
     given = parse_settings(settings or []) | _given(encoder=encoder, preset=preset, seed=seed)
     cfg = build(given)
@@ -136,7 +136,7 @@ def train(
 
     run = training.train(found, cfg, teachers=teachers, out=out, force=force)
     say(f"The run is in {run.path}")
-    if as_json:
+    if as_json and not process_number():
         print_json({"run": str(run.path), "metrics": run.metrics()})
 
 

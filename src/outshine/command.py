@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from outshine.errors import OutshineError
+from outshine.errors import OutshineError, UserError
 
 if TYPE_CHECKING:
     from outshine.tasks import Task
@@ -81,10 +81,15 @@ def command(to: typer.Typer, name: str) -> Callable[[Callable[..., None]], Calla
     def register(function: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(function)
         def guarded(*, debug: bool, quiet: bool, **arguments: Any) -> None:
-            from outshine.console import set_quiet
+            from outshine.console import num_processes, process_number, set_quiet
 
-            set_quiet(quiet)
+            set_quiet(quiet or process_number() > 0)
             try:
+                if num_processes() > 1 and name != "train":
+                    raise UserError(
+                        f"cannot run `outshine {name}` in {num_processes()} processes: expected 1",
+                        "torchrun and accelerate launch are for `outshine train`",
+                    )
                 function(**arguments)
                 sys.stdout.flush()
             except BrokenPipeError:  # the reader of stdout has seen enough; typer ends quietly
@@ -92,7 +97,8 @@ def command(to: typer.Typer, name: str) -> Callable[[Callable[..., None]], Calla
             except (OutshineError, OSError, KeyboardInterrupt) as error:
                 if debug:
                     traceback.print_exc()
-                print(_message(error), file=sys.stderr)
+                which = f"process {process_number()}: " if process_number() else ""
+                print(which + _message(error), file=sys.stderr)
                 code = INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
                 raise typer.Exit(getattr(error, "exit_code", code)) from None
 

@@ -5,6 +5,7 @@ Data goes to stdout; nothing here does.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,17 @@ PLAIN_LINE_EVERY_S = 10.0
 Watcher = Callable[[str, int, int, str], None]
 
 _state: dict[str, Any] = {"quiet": False, "watcher": None}
+
+
+def num_processes() -> int:
+    """How many processes `torchrun` or `accelerate launch` has started together, else 1."""
+    launched = "RANK" in os.environ and "MASTER_ADDR" in os.environ
+    return int(os.environ.get("WORLD_SIZE", "1")) if launched else 1
+
+
+def process_number() -> int:
+    """The number of this one among them, from 0; only the first speaks to people."""
+    return int(os.environ["RANK"]) if num_processes() > 1 else 0
 
 
 def set_quiet(quiet: bool) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from outshine.batches import Rows, cut, fill
 from outshine.depths import find_layers
@@ -46,6 +46,8 @@ class Forward:
         precision: `fp32` or `bf16`, of the encoder; heads and losses are float32.
         max_tokens: Most tokens per pass, padding included.
         packing: How rows are packed; None where they are padded.
+        wrapped: The model in DDP or FSDP, which pooled vectors come from where several processes
+            train it.
     """
 
     model: MultiTaskModel
@@ -55,6 +57,7 @@ class Forward:
     precision: str
     max_tokens: int
     packing: Packing | None
+    wrapped: nn.Module | None = None
 
     def divide(self, lengths: np.ndarray) -> list[np.ndarray]:
         """Indices of the rows of each pass, longest rows first.
@@ -76,7 +79,7 @@ class Forward:
         """(B, D) float32 pooled vectors of rows."""
         inputs = self._padded(rows) if self.packing is None else self._packed(rows, self.packing)
         with autocast(self.device, self.precision):
-            return self.model.pooled(inputs).float()
+            return (self.wrapped or self.model)(inputs).float()
 
     def _padded(self, rows: Rows) -> dict[str, Any]:
         inside = np.arange(rows.lengths.max())[None, :] < rows.lengths[:, None]
@@ -118,6 +121,7 @@ def make_forward(
     *,
     max_tokens: int = 0,
     plain: bool = False,
+    shared: bool = False,
 ) -> Forward:
     """Moves a model to a device and prepares its forward pass.
 
@@ -129,6 +133,7 @@ def make_forward(
         max_tokens: Most tokens per pass, 0 for the device's default.
         plain: Leaves embedding, dropout and attention as the family has them (for torch.compile
             and gradient checkpointing, which replay torch's random numbers).
+        shared: Leaves the embedding as it is, for DDP and FSDP must see its gradient.
 
     Raises:
         UserError: If the tokenizer has more tokens than the encoder has embeddings.
@@ -138,7 +143,8 @@ def make_forward(
     packing = None
     if device.type == "cpu" and not plain:
         use_fast_dropout(model)
-        use_row_gradients(model, model.encoder.get_input_embeddings())
+        if not shared:
+            use_row_gradients(model, model.encoder.get_input_embeddings())
         packing = _packing(model, pad_id)
     return Forward(
         model=model.to(device),

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from outshine.batches import Batch
 from outshine.checkpoints import State
+from outshine.distributed import ALONE, Team
 from outshine.evaluation import predict_table, table_metrics
 from outshine.files import world_errors
 from outshine.planning import Plan
@@ -21,11 +21,11 @@ from outshine.runs import Run
 class Log:
     """Sums over the steps since the last line of `log.jsonl`."""
 
-    def __init__(self, run: Run, plan: Plan, state: State) -> None:
-        self.run, self.plan, self.state = run, plan, state
+    def __init__(self, run: Run, plan: Plan, state: State, team: Team = ALONE) -> None:
+        self.run, self.plan, self.state, self.team = run, plan, state, team
         self.begin = time.monotonic() - state.elapsed_s
         self.last_save = time.monotonic()
-        self.tracker = _tracker(run, plan)
+        self.tracker = _tracker(run, plan) if team.is_first else None
         self._reset()
         self._take_up(state.unlogged, plan.forward.device)
 
@@ -69,14 +69,17 @@ class Log:
 
     def step(
         self,
-        batch: Batch,
         drawn: Sequence[np.ndarray],
         loss: torch.Tensor,
         lr: float,
         weight: float,
         note: Callable[[str], None],
-    ) -> None:
-        """Counts one step, and writes a line each `log_every` steps and at the last one."""
+    ) -> bool:
+        """Counts one step, and writes a line each `log_every` steps and at the last one.
+
+        Returns:
+            Whether it was such a step. Processes add up their numbers then.
+        """
         self.losses.append(loss)
         for part, positions in enumerate(drawn):
             self.counts[part] = self.counts.get(part, 0) + len(positions)
@@ -84,7 +87,8 @@ class Log:
         last = state.step == self.plan.mixture.num_steps
         dev_due = bool(cfg.eval_every) and state.step % cfg.eval_every == 0 and not last
         if state.step % cfg.log_every and not last and not dev_due:
-            return
+            return False
+        loss_sum, sums = self._totals()
         seconds = time.monotonic() - self.since
         names = [part.table.task.name for part in self.plan.mixture.parts]
         line = {
@@ -92,14 +96,15 @@ class Log:
             "elapsed_s": round(self.elapsed_s(), 3),
             "rows": state.rows,
             "tokens": state.tokens,
-            "loss": float(torch.stack(self.losses).mean()),
+            "loss": loss_sum / len(self.losses),
             "lr": lr,
             "gold_weight": weight if self.plan.teachers else 1.0,
             "rows_per_s": round((state.rows - self.first[0]) / seconds, 2),
             "tokens_per_s": round((state.tokens - self.first[1]) / seconds, 1),
             "task_loss": {
-                names[part]: float(torch.stack(values).sum()) / self.counts[part]
-                for part, values in sorted(self.sums.items())
+                name: value / self.counts[part]
+                for part, (name, value) in enumerate(zip(names, sums, strict=True))
+                if self.counts[part]
             },
         }
         if dev_due:
@@ -108,12 +113,25 @@ class Log:
             f"loss {line['loss']:.3f}, {line['rows_per_s']:.0f} rows/s, "
             f"{line['tokens_per_s']:.0f} tokens/s, lambda {line['gold_weight']:.2f}"
         )
-        with world_errors(self.run.log_path), self.run.log_path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        if self.team.is_first:
+            with world_errors(self.run.log_path), self.run.log_path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
         if self.tracker is not None:
             numbers = {k: v for k, v in line.items() if isinstance(v, int | float)}
             self.tracker.log(numbers, step=state.step)
         self._reset()
+        return True
+
+    def _totals(self) -> tuple[float, list[float]]:
+        """Sums of the steps' losses, and of each part's row losses, over all processes."""
+        none = [torch.zeros((), device=self.plan.forward.device)]
+        own = [torch.stack(self.losses).sum() / self.team.size]
+        own += [
+            torch.stack(self.sums.get(part, none)).sum()
+            for part in range(len(self.plan.mixture.parts))
+        ]
+        loss, *sums = self.team.total(torch.stack(own)).tolist()
+        return loss, sums
 
 
 def _tracker(run: Run, plan: Plan) -> Any:

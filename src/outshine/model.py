@@ -94,6 +94,8 @@ class MultiTaskModel(nn.Module):
         mask = inputs["attention_mask"].unsqueeze(-1).to(hidden.dtype)
         return (hidden * mask).sum(dim=1) / mask.sum(dim=1)
 
+    forward = pooled
+
 
 def build_model(
     location: str,

@@ -21,6 +21,7 @@ from outshine.console import say, show
 from outshine.data import TokenTable, encode, folds, tokenizer_fingerprint
 from outshine.depths import parameter_depths
 from outshine.devices import pick_device, pick_precision
+from outshine.distributed import ALONE, Team
 from outshine.errors import UserError
 from outshine.files import digest
 from outshine.forward import Forward, make_forward
@@ -82,14 +83,27 @@ class Plan:
     depths: dict[str, int] | None
     identity: dict[str, Any] = field(default_factory=dict)
 
+    def rebuild(self, weights: Mapping[str, Any]) -> Forward:
+        """A new model with given weights, on the same device."""
+        location = encoders.locate(self.cfg.encoder)
+        model = build_model(location, self.tasks, pooling=self.cfg.pooling, random_weights=True)
+        model.load_state_dict(weights)
+        place, precision = self.forward.device, self.forward.precision
+        return make_forward(model, self.tokenizer, place, precision, max_tokens=self.cfg.max_tokens)
 
-def prepare(tasks: tuple[Task, ...], cfg: TrainConfig, teachers: teaching.Teachers | None) -> Plan:
+
+def prepare(
+    tasks: tuple[Task, ...],
+    cfg: TrainConfig,
+    teachers: teaching.Teachers | None,
+    team: Team = ALONE,
+) -> Plan:
     """Reads and checks everything that a run needs; writes only to the cache of encoded tables."""
     _check_trackers(cfg)
     sources = teaching.normalise(teachers, tasks)
     location = encoders.locate(cfg.encoder)
     tokenizer = encoders.load_tokenizer(location)
-    device = pick_device(cfg.device)
+    device = pick_device(cfg.device) if team.state is None else team.state.device
     model = _initial_model(location, tasks, cfg, sources)
     start = weights_digest(model)
     if cfg.gradient_checkpointing:
@@ -102,6 +116,7 @@ def prepare(tasks: tuple[Task, ...], cfg: TrainConfig, teachers: teaching.Teache
         pick_precision(cfg.precision, device),
         max_tokens=cfg.max_tokens,
         plain=cfg.compile or cfg.gradient_checkpointing,
+        shared=team.size > 1,
     )
     _check_length(model, cfg.max_length)
     depths = parameter_depths(model) if cfg.layer_decay != 1.0 else None

@@ -7,7 +7,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from outshine.checkpoints import State, restore, save_checkpoint
 from outshine.config import TrainConfig, takes_swapped
 from outshine.console import progress, show
 from outshine.data import encode
+from outshine.distributed import ALONE, Team, find_team, share, touched, unshared, without_rows
 from outshine.errors import OutshineError
 from outshine.evaluation import predict_table, score, table_metrics
 from outshine.files import (
@@ -86,15 +87,22 @@ def train(
     if cfg.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for it
         torch.use_deterministic_algorithms(True)
-    plan = prepare(tasks, cfg, teachers)
+    team = find_team(cfg.device)
+    with team.first():
+        plan = prepare(tasks, cfg, teachers, team)
     describe(plan)
-    with locked(path):
-        check_new(path, force)  # another process may have completed it meanwhile
-        return _train_into(Run(path), plan, force)
+    with locked(path) if team.is_first else nullcontext():
+        if team.is_first:
+            check_new(path, force)  # another process may have completed it meanwhile
+            _clear(Run(path), force)
+        team.wait()
+        _train_into(Run(path), plan, team)
+        team.wait()
+    return Run(path)
 
 
-def _train_into(run: Run, plan: Plan, force: bool) -> Run:
-    """Trains (or goes on), evaluates and saves; `run.json` comes last."""
+def _clear(run: Run, force: bool) -> None:
+    """Removes what an earlier process left, with `force` the whole earlier run."""
     remove_temporaries(run.path)
     if force and run.is_complete:
         (run.path / "run.json").unlink()
@@ -102,6 +110,11 @@ def _train_into(run: Run, plan: Plan, force: bool) -> Run:
             shutil.rmtree(run.path / name, ignore_errors=True)
     if force:
         run.checkpoint_path.unlink(missing_ok=True)
+
+
+def _train_into(run: Run, plan: Plan, team: Team) -> None:
+    """Trains (or goes on), evaluates and saves; `run.json` comes last."""
+    plan = replace(plan, forward=share(team, plan.forward))
     cfg, model = plan.cfg, plan.forward.model
     groups = parameter_groups(model, plan.depths, cfg.layer_decay, cfg.weight_decay)
     optimizer = adamw(groups, cfg.adam_eps)
@@ -111,8 +124,8 @@ def _train_into(run: Run, plan: Plan, force: bool) -> Run:
     if cfg.ema:
         state.average = [p.detach().clone() for p in model.parameters()]
     if run.checkpoint_path.exists():
-        restore(run, plan, optimizer, state)
-    else:
+        restore(run, plan, optimizer, state, team)
+    elif team.is_first:
         write_json(
             run.path / "config.json",
             {
@@ -124,34 +137,35 @@ def _train_into(run: Run, plan: Plan, force: bool) -> Run:
         with world_errors(run.log_path):
             run.log_path.write_text("")
     with world_errors(run.path):
-        _fit(run, plan, optimizer, state)
+        _fit(run, plan, optimizer, state, team)
     if state.elapsed_s > cfg.save_every_s:  # an interruption of the evaluation loses no training
-        save_checkpoint(run, plan, optimizer, state)
+        save_checkpoint(run, plan, optimizer, state, team)
     if state.average is not None:
         with torch.no_grad():
             for parameter, averaged in zip(model.parameters(), state.average, strict=True):
                 parameter.copy_(averaged)
-    return _finish(run, plan, state)
+    forward = unshared(team, plan.forward, plan.rebuild)
+    if team.is_first:
+        _finish(run, replace(plan, forward=forward), state, team)
 
 
-def _fit(run: Run, plan: Plan, optimizer: torch.optim.Optimizer, state: State) -> None:
+def _fit(
+    run: Run, plan: Plan, optimizer: torch.optim.Optimizer, state: State, team: Team = ALONE
+) -> None:
     """The training loop: one pass of the `for` is one optimizer step."""
     cfg, mixture, model = plan.cfg, plan.mixture, plan.forward.model
-    device = plan.forward.device
-    log = Log(run, plan, state)
+    log = Log(run, plan, state, team)
+    division = team.divided(plan.forward.divide)
+    own = [team.rank] if team.rank else []  # other processes draw other dropout masks
     model.train()
     with progress(_title(plan), mixture.num_steps, state.step) as bar, _interruptible() as stop:
         for drawn in batches.steps(mixture, cfg.seed, state.step):
             weight = gold_weight(cfg.anneal, state.step / mixture.num_steps, cfg.gold_weight)
-            batch = batches.make_batch(mixture, drawn, weight, plan.forward.divide)
-            dropout.seed(stream(cfg.seed, "dropout", state.step))
-            denominator = batch.weight if cfg.loss_reduction == "mean" else 1.0
-            step_loss = torch.zeros((), device=device)
-            for micro_batch in batch.micro_batches:
-                loss, sums = micro_batch_loss(plan.forward, mixture, micro_batch, denominator)
-                loss.backward()
-                step_loss += loss.detach()
-                log.add(sums)
+            batch = batches.make_batch(mixture, drawn, weight, division)
+            dropout.seed(stream(cfg.seed, "dropout", state.step, *own))
+            step_loss = _add_gradients(plan, batch, team, log)
+            if team.size > 1:
+                without_rows(plan.forward, [p.table.task.name for p in mixture.parts], drawn)
             if not torch.isfinite(step_loss):
                 raise DivergedError(
                     f"training stopped at step {state.step + 1}: the loss is {step_loss.item()}",
@@ -172,16 +186,36 @@ def _fit(run: Run, plan: Plan, optimizer: torch.optim.Optimizer, state: State) -
             state.rows += batch.num_rows
             state.tokens += batch.num_tokens
             bar.advance(1)
-            log.step(batch, drawn, step_loss, lr, weight, bar.note)
-            if stop():
+            written = log.step(drawn, step_loss, lr, weight, bar.note)
+            if team.size > 1 and not written:
+                continue  # processes agree when the log's numbers are added up, too
+            stopping, saving = team.any(stop(), log.seconds_since_save() > cfg.save_every_s)
+            if stopping or saving:
                 log.note(state)
-                save_checkpoint(run, plan, optimizer, state)
-                raise Interrupted(f"interrupted at step {state.step}; the checkpoint is written")
-            if log.seconds_since_save() > cfg.save_every_s:
-                log.note(state)
-                save_checkpoint(run, plan, optimizer, state)
+                save_checkpoint(run, plan, optimizer, state, team)
                 log.saved()
+            if stopping:
+                raise Interrupted(f"interrupted at step {state.step}; the checkpoint is written")
     log.note(state)
+
+
+def _add_gradients(plan: Plan, batch: batches.Batch, team: Team, log: Log) -> torch.Tensor:
+    """Forward and backward pass of a step's micro-batches.
+
+    Returns:
+        The step's loss; that of all processes is the mean over theirs.
+    """
+    forward, mixture = plan.forward, plan.mixture
+    # gradients of several processes are averaged: each one's loss counts `size` times as much
+    denominator = (batch.weight if plan.cfg.loss_reduction == "mean" else 1.0) / team.size
+    step_loss = torch.zeros((), device=forward.device)
+    for number, micro_batch in enumerate(batch.micro_batches, start=1):
+        with team.gradients(forward, last=number == len(batch.micro_batches)):
+            loss, sums = micro_batch_loss(forward, mixture, micro_batch, denominator)
+            touched(forward, loss).backward()
+        step_loss += loss.detach()
+        log.add(sums)
+    return step_loss
 
 
 def _title(plan: Plan) -> str:
@@ -216,7 +250,7 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def _finish(run: Run, plan: Plan, state: State) -> Run:
+def _finish(run: Run, plan: Plan, state: State, team: Team) -> None:
     """Evaluates the final weights, saves what `keep` says, and completes the run."""
     cfg, forward, begin = plan.cfg, plan.forward, time.monotonic()
     run_id = digest(plan.identity)[:12]
@@ -243,10 +277,10 @@ def _finish(run: Run, plan: Plan, state: State) -> Run:
     if cfg.keep == "predictions":
         _save_train_logits(run, plan, forward, run_id)
     write_json(run.path / "metrics.json", metrics)
-    write_json(run.path / "run.json", provenance(plan, state, run_id, time.monotonic() - begin))
+    facts = provenance(plan, state, run_id, time.monotonic() - begin)
+    write_json(run.path / "run.json", facts | {"num_processes": team.size})
     shutil.rmtree(run.path / "checkpoint", ignore_errors=True)
     _show_metrics(plan, metrics)
-    return run
 
 
 def _save_train_logits(run: Run, plan: Plan, forward: Forward, run_id: str) -> None:

@@ -1,0 +1,226 @@
+"""Several processes train the model that one process trains.
+
+Two real processes on the CPU, started as users start them. With dropout 0 and float32 they must
+give one process's loss curve to 1e-5, and its final metrics.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from conftest import write_duplicate, write_tickets, write_urgency
+from outshine import batches
+from outshine.cli import app
+from outshine.console import set_quiet
+from outshine.distributed import ALONE, Team, like, whole
+from outshine.runs import Run
+from outshine.training import train
+
+STEPS = 9
+# `urgency` gives rows to few steps, so its head often has none; the token budget cuts a step into
+# several micro-batches, of which the processes would have different numbers.
+SETTINGS: dict[str, Any] = {
+    "lr": 1e-3,
+    "batch_size": 12,
+    "epochs": 10.0,
+    "max_steps": STEPS,
+    "max_tokens": 48,
+    "dropout": 0.0,
+    "attention_dropout": 0.0,
+    "precision": "fp32",
+    "device": "cpu",
+    "log_every": 3,
+    "layer_decay": 0.9,
+    "ema": 0.5,
+    "sampling": "explicit",
+    "sampling_weights": {"tickets": 1.0, "urgency": 0.03, "duplicate": 1.0},
+}
+ACCELERATE = [
+    *("accelerate.commands.launch", "--num_machines", "1", "--num_processes", "2"),
+    *("--mixed_precision", "no", "--dynamo_backend", "no"),
+]
+# Trains as `python -m outshine` does, but asks for an end after the sixth step.
+INTERRUPTED = """
+from contextlib import contextmanager
+from outshine import training
+from outshine.cli import main
+
+asked = []
+step = training.set_step
+
+@contextmanager
+def after_six():
+    yield lambda: len(asked) >= 6
+
+def counted(*args):
+    asked.append(1)
+    step(*args)
+
+training._interruptible, training.set_step = after_six, counted
+main()
+"""
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("tasks")
+    return [write_tickets(folder), write_urgency(folder), write_duplicate(folder)]
+
+
+@pytest.fixture(scope="module")
+def arguments(tasks: list[Path], encoder: Path) -> list[str]:
+    """Of `outshine`, without `--out`."""
+    settings = [f"{key}={toml(value)}" for key, value in SETTINGS.items()]
+    named = [word for setting in settings for word in ("--set", setting)]
+    return ["train", *map(str, tasks), "--encoder", str(encoder), *named]
+
+
+@pytest.fixture(scope="module")
+def alone(tasks: list[Path], encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The run of one process."""
+    from outshine.tasks import Task
+
+    out = tmp_path_factory.mktemp("alone") / "run"
+    return train([Task.load(path) for path in tasks], encoder=str(encoder), out=out, **SETTINGS)
+
+
+def toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {item}" for key, item in value.items()) + "}"
+    return str(value)
+
+
+def launch(launcher: list[str], what: list[str], **env: str) -> subprocess.CompletedProcess[str]:
+    """Runs `python -m LAUNCHER WHAT` to its end; the launcher starts two processes."""
+    return subprocess.run(
+        [sys.executable, "-m", *launcher, *what],
+        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"} | env,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+def torchrun(*what: str) -> list[str]:
+    return ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", *what]
+
+
+def curve(run: Run) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in run.log_path.read_text().splitlines()]
+
+
+def assert_same(run: Run, alone: Run) -> None:
+    assert run.info()["num_processes"] == 2
+    assert alone.info()["num_processes"] == 1
+    lines, wanted = curve(run), curve(alone)
+    assert [line["step"] for line in lines] == [3, 6, 9]
+    for line, other in zip(lines, wanted, strict=True):
+        assert line["loss"] == pytest.approx(other["loss"], abs=1e-5)
+        assert line["task_loss"] == pytest.approx(other["task_loss"], abs=1e-5)
+        assert (line["rows"], line["tokens"]) == (other["rows"], other["tokens"])
+    metrics, others = run.metrics(), alone.metrics()
+    assert metrics.keys() == others.keys()
+    for task in metrics:
+        assert metrics[task]["dev"] == pytest.approx(others[task]["dev"], abs=1e-4)
+
+
+def test_ddp_equals_one_process(arguments: list[str], alone: Run, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    done = launch(
+        [*ACCELERATE, "--multi_gpu", "-m", "outshine"], [*arguments, "--out", str(out), "--json"]
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["run"] == str(out)  # once, not by each process
+    assert len(re.findall(r"^Mixture", done.stderr, re.M)) == 1
+    assert_same(Run(out), alone)
+
+
+def test_fsdp_interrupted_and_resumed_equals_one_process(
+    arguments: list[str], alone: Run, tmp_path: Path
+) -> None:
+    script, out = tmp_path / "interrupted.py", tmp_path / "run"
+    script.write_text(INTERRUPTED)
+    sharded = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+    what = [*arguments, "--out", str(out)]
+    stopped = launch(torchrun(str(script)), what, **sharded)
+    assert "interrupted at step 6; the checkpoint is written" in stopped.stderr
+    assert [line["step"] for line in curve(Run(out))] == [3, 6]
+    done = launch(torchrun("-m", "outshine"), what, **sharded)
+    assert done.returncode == 0, done.stderr
+    assert len(re.findall(r"resuming .* at step 6 of 9", done.stderr)) == 1
+    assert_same(Run(out), alone)
+
+
+def test_rows_are_dealt_by_tokens_and_each_goes_to_one_process() -> None:
+    lengths = np.random.default_rng(0).integers(4, 128, 33)
+    hands = Team(0, 4).deal(lengths)
+    assert sorted(np.concatenate(hands).tolist()) == list(range(33))
+    tokens = [int(lengths[hand].sum()) for hand in hands]
+    assert max(tokens) - min(tokens) <= int(lengths.max())
+    assert max(tokens) < 1.02 * lengths.sum() / 4
+
+
+def test_all_processes_get_equally_many_micro_batches() -> None:
+    lengths = np.array([9, 3, 3, 3])
+
+    def division(lengths: np.ndarray) -> list[np.ndarray]:
+        return batches.fill(lengths, 6)
+
+    shares = [Team(rank, 3, object()).divided(division)(lengths) for rank in range(3)]  # type: ignore[arg-type]
+    assert [len(share) for share in shares] == [1, 1, 1]
+    few = [Team(rank, 3, object()).divided(division)(lengths[:2]) for rank in range(3)]  # type: ignore[arg-type]
+    assert [[len(rows) for rows in share] for share in few] == [[1], [1], [0]]
+    assert ALONE.divided(division) is division
+
+
+def test_tensors_of_one_process_are_themselves() -> None:
+    values = torch.arange(6.0).view(2, 3)
+    assert torch.equal(whole(values), values)
+    assert torch.equal(like(values, torch.zeros(2, 3)), values)
+    assert ALONE.any(True, False) == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        (
+            {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"},
+            "cannot train with FSDP version 1: expected 2\n"
+            "hint: use `accelerate launch --use_fsdp --fsdp_version 2`\n",
+        ),
+        (
+            {"ACCELERATE_USE_DEEPSPEED": "true"},
+            "cannot train with DeepSpeed: expected DDP or FSDP\n"
+            "hint: use `accelerate launch --use_fsdp --fsdp_version 2`\n",
+        ),
+    ],
+)
+def test_launchers_that_are_not_supported_are_refused(
+    env: dict[str, str], message: str, arguments: list[str], tmp_path: Path
+) -> None:
+    group = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    done = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "run")], env=group | env)
+    assert (done.exit_code, done.stderr) == (2, message)
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_commands_want_one_process() -> None:
+    group = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    done = CliRunner().invoke(app, ["doctor"], env=group)
+    set_quiet(False)  # the state of this process, which process 1 would keep to itself
+    assert (done.exit_code, done.stderr) == (
+        2,
+        "process 1: cannot run `outshine doctor` in 2 processes: expected 1\n"
+        "hint: torchrun and accelerate launch are for `outshine train`\n",
+    )
