@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 import outshine
+from outshine.batches import Rows
 from outshine.data import encode
 from outshine.errors import UserError
 from outshine.evaluation import evaluate, score, table_logits
+from outshine.forward import Forward, load_forward
 from outshine.planning import prepare
 from outshine.predicting import Predictor
 from outshine.runs import Run
@@ -31,6 +34,46 @@ def test_some_rows_of_a_table_have_the_logits_that_they_have_among_all(
 
 def task(name: str, metric: str = "accuracy") -> Task:
     return Task(name=name, text=("a",), label="y", labels=("p", "q"), metrics=(metric, "f1"))
+
+
+def test_a_pass_without_memory_is_halved_and_the_smaller_budget_is_kept(
+    varied: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forward, tokenizer = load_forward(varied, "cpu", "fp32")
+    table = encode(varied.tasks()[0], "dev", tokenizer, 128)
+    wanted = table_logits(forward, table)
+    room, pooled = int(table.lengths_of(np.arange(len(table))).sum()) // 3, Forward.pooled
+    sizes = []
+
+    def scarce(self: Forward, rows: Rows) -> torch.Tensor:
+        sizes.append(len(rows.tokens))
+        if len(rows.tokens) > room:
+            raise torch.OutOfMemoryError("made up")
+        return pooled(self, rows)
+
+    monkeypatch.setattr(Forward, "pooled", scarce)
+    assert table_logits(forward, table) == pytest.approx(wanted, abs=1e-5)
+    assert [size > room for size in sizes[:3]] == [True, True, False]
+    assert capsys.readouterr().err.splitlines() == [
+        f"note: cpu is out of memory: {sizes[0] // 2} tokens per pass from here",
+        f"note: cpu is out of memory: {sizes[1] // 2} tokens per pass from here",
+    ]
+    sizes.clear()
+    table_logits(forward, table)  # does not try the large passes again
+    assert max(sizes) <= room
+
+
+def test_a_single_row_without_memory_is_an_error(
+    varied: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(_self: Forward, _rows: Rows) -> torch.Tensor:
+        raise torch.OutOfMemoryError("made up")
+
+    forward, tokenizer = load_forward(varied, "cpu", "fp32")
+    table = encode(varied.tasks()[0], "dev", tokenizer, 128)
+    monkeypatch.setattr(Forward, "pooled", none)
+    with pytest.raises(torch.OutOfMemoryError, match="made up"):
+        table_logits(forward, table)
 
 
 def test_score_is_the_mean_of_the_primary_metrics_and_leaves_wnli_out() -> None:

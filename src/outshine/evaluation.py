@@ -41,8 +41,8 @@ def table_logits(
     was_training = forward.model.training
     forward.model.eval()
     logits = np.empty((len(rows), kind_of(task).num_outputs(task)), np.float32)
-    for members in forward.divide(table.lengths_of(rows)):
-        pooled = forward.pooled(gather([table], [rows[members]]))
+    passes = forward.passes(table.lengths_of(rows), lambda part: gather([table], [rows[part]]))
+    for members, pooled in passes:
         logits[members] = forward.model.head(task.name)(pooled).cpu().numpy()
         if on_rows:
             on_rows(len(members))

@@ -5,6 +5,7 @@ B rows of a pass, T tokens of all of them, L of the longest, D features of a poo
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from outshine.batches import Rows, cut, fill
+from outshine.console import say
 from outshine.depths import find_layers
 from outshine.devices import autocast, pick_device, pick_precision
 from outshine.dropout import use_fast_dropout
@@ -34,6 +36,13 @@ GROUP_PRICE = 64
 LINE_MULTIPLE = 64
 
 
+@dataclass
+class Budget:
+    """Most tokens of one pass, padding included; halved where the device has no memory for them."""
+
+    tokens: int
+
+
 @dataclass(frozen=True)
 class Forward:
     """A model with what its forward pass needs.
@@ -44,7 +53,7 @@ class Forward:
         takes_types: Whether the encoder takes segment ids.
         device: Where the model is.
         precision: `fp32` or `bf16`, of the encoder; heads and losses are float32.
-        max_tokens: Most tokens per pass, padding included.
+        budget: Most tokens per pass.
         packing: How rows are packed; None where they are padded.
         wrapped: The model in DDP or FSDP, which pooled vectors come from where several processes
             train it.
@@ -55,7 +64,7 @@ class Forward:
     takes_types: bool
     device: torch.device
     precision: str
-    max_tokens: int
+    budget: Budget
     packing: Packing | None
     wrapped: nn.Module | None = None
 
@@ -66,13 +75,13 @@ class Forward:
             lengths: (N,) tokens per row.
         """
         if self.packing is not None:
-            return fill(lengths, self.max_tokens)
+            return fill(lengths, self.budget.tokens)
         price = MICRO_BATCH_PRICE.get(self.device.type, MICRO_BATCH_PRICE["cpu"])
         pieces = np.array_split(np.argsort(-lengths, kind="stable"), -(-len(lengths) // 512) or 1)
         return [
             piece[members]
             for piece in pieces
-            for members in cut(lengths[piece], self.max_tokens, price)
+            for members in cut(lengths[piece], self.budget.tokens, price)
         ]
 
     def pooled(self, rows: Rows) -> Tensor:
@@ -80,6 +89,40 @@ class Forward:
         inputs = self._padded(rows) if self.packing is None else self._packed(rows, self.packing)
         with autocast(self.device, self.precision):
             return (self.wrapped or self.model)(inputs).float()
+
+    def passes(
+        self, lengths: np.ndarray, take: Callable[[np.ndarray], Rows]
+    ) -> Iterator[tuple[np.ndarray, Tensor]]:
+        """Pooled vectors of any number of rows, a pass at a time, longest rows first.
+
+        Where the device has too little memory for a pass, the budget is halved for good.
+
+        Args:
+            lengths: (N,) tokens per row.
+            take: Indices of the rows of a pass -> the rows.
+
+        Yields:
+            (B,) indices of rows, and their (B, D) float32 pooled vectors.
+        """
+        todo = self.divide(lengths)
+        while todo:
+            pooled = self._pooled_if_it_fits(take(todo[0]), alone=len(todo[0]) == 1)
+            if pooled is not None:
+                yield todo.pop(0), pooled
+                continue
+            rest = np.concatenate(todo)
+            todo = [rest[members] for members in self.divide(lengths[rest])]
+
+    def _pooled_if_it_fits(self, rows: Rows, alone: bool) -> Tensor | None:
+        """Pooled vectors, or None after the budget was halved; a row alone cannot be halved."""
+        try:
+            return self.pooled(rows)
+        except torch.OutOfMemoryError:
+            if alone:
+                raise
+        self.budget.tokens = max(1, min(self.budget.tokens, int(rows.lengths.sum())) // 2)
+        say(f"note: {self.device} is out of memory: {self.budget.tokens} tokens per pass from here")
+        return None
 
     def _padded(self, rows: Rows) -> dict[str, Any]:
         inside = np.arange(rows.lengths.max())[None, :] < rows.lengths[:, None]
@@ -108,7 +151,7 @@ class Forward:
         tensors: dict[str, Any] = {
             name: torch.from_numpy(x).unsqueeze(0).to(self.device) for name, x in inputs.items()
         }
-        groups = cut(lengths, self.max_tokens, GROUP_PRICE)
+        groups = cut(lengths, self.budget.tokens, GROUP_PRICE)
         tensors["segments"] = make_segments(lengths, groups, self.device, num_rows)
         return tensors
 
@@ -152,7 +195,7 @@ def make_forward(
         takes_types=takes_types,
         device=device,
         precision=precision,
-        max_tokens=max_tokens or MAX_TOKENS.get(device.type, MAX_TOKENS["cpu"]),
+        budget=Budget(max_tokens or MAX_TOKENS.get(device.type, MAX_TOKENS["cpu"])),
         packing=packing,
     )
 

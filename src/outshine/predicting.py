@@ -204,15 +204,16 @@ class Predictor:
             name: np.zeros((len(encoded), self.forward.model.head(name).out_features), np.float32)
             for name in asked
         }
-        for members in self.forward.divide(lengths):
+
+        def take(members: np.ndarray) -> Rows:
             chosen = [encoded[i] for i in members]
-            pooled = self.forward.pooled(
-                Rows(
-                    np.concatenate([np.array(ids, np.int64) for ids, _, _ in chosen]),
-                    np.concatenate([np.array(types, np.int64) for _, types, _ in chosen]),
-                    lengths[members],
-                )
+            return Rows(
+                np.concatenate([np.array(ids, np.int64) for ids, _, _ in chosen]),
+                np.concatenate([np.array(types, np.int64) for _, types, _ in chosen]),
+                lengths[members],
             )
+
+        for members, pooled in self.forward.passes(lengths, take):
             for name, who in asked.items():
                 places = np.flatnonzero(who[members])
                 values = self.forward.model.head(name)(pooled[torch.from_numpy(places)])
