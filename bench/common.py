@@ -1,4 +1,4 @@
-"""What the benchmarks share: taking turns, where numbers come from, one training, processes."""
+"""What the benchmarks share: taking turns, where numbers come from, and one training."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stdout
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -139,8 +138,11 @@ def drawn_lengths(plan: Plan) -> np.ndarray:
     return np.array([lengths[part][row] for part, row in drawn_rows(plan)], np.int64)
 
 
-def fit(plan: Plan, warm: bool = False) -> Fit:
-    """Trains; `warm` trains the same rows once before, untimed, for what compiles or allocates."""
+def fit(plan: Plan, warm: bool = False, around: AbstractContextManager[Any] | None = None) -> Fit:
+    """Trains, within a context such as a profiler's.
+
+    With `warm` the same rows are trained once before, untimed, for what compiles or allocates.
+    """
     cfg, forward = plan.cfg, plan.forward
     groups = parameter_groups(forward.model, plan.depths, cfg.layer_decay, cfg.weight_decay)
     optimizer = adamw(groups, cfg.adam_eps)
@@ -153,8 +155,9 @@ def fit(plan: Plan, warm: bool = False) -> Fit:
             run.log_path.unlink()
         synchronize(forward.device)
         start = time.perf_counter(), time.process_time()
-        training._fit(run, plan, optimizer, State())
-        synchronize(forward.device)
+        with around or nullcontext():
+            training._fit(run, plan, optimizer, State())
+            synchronize(forward.device)
         seconds, cpu_s = time.perf_counter() - start[0], time.process_time() - start[1]
         loss = json.loads(run.log_path.read_text().splitlines()[-1])["loss"]
     return Fit(seconds, cpu_s, drawn_lengths(plan), loss)
@@ -164,41 +167,3 @@ def synchronize(device: torch.device) -> None:
     """Waits until the device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-# --- processes --------------------------------------------------------------------------------
-
-
-def together(script: str, works: Sequence[Mapping[str, Any]]) -> tuple[float, list[dict[str, Any]]]:
-    """Runs `script --child WORK` for each work at once, in fresh processes.
-
-    Returns:
-        Seconds from the moment when all were ready to the end of the last, and what each found.
-    """
-    begun = []
-    for work in works:
-        threads = {"OMP_NUM_THREADS": str(work["threads"])} if work.get("threads") else {}
-        command = [sys.executable, script, "--child", json.dumps(work)]
-        begun.append(
-            subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | threads
-            )
-        )
-    for process in begun:
-        assert process.stdout and process.stdin
-        assert process.stdout.readline() == b"ready\n", f"{command} failed"
-    start = time.monotonic()
-    for process in begun:
-        process.stdin.write(b"go\n")
-        process.stdin.flush()
-    answers = [json.loads(process.communicate()[0]) for process in begun]
-    return max(answer.pop("end") for answer in answers) - start, answers
-
-
-def as_child(work: Callable[[], dict[str, Any]]) -> None:
-    """Within a child: says that it is ready, waits for the others, works, and prints the answer."""
-    print("ready", flush=True)
-    sys.stdin.readline()
-    with redirect_stdout(sys.stderr):
-        answer = work()
-    print(json.dumps(answer | {"end": time.monotonic()}))

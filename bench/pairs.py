@@ -1,4 +1,4 @@
-"""Made-up pairs of texts in a file, and processes of their own to measure memory in.
+"""Made-up pairs of texts in a file, and processes of their own to measure in.
 
 It imports no torch, whose memory would hide that of others.
 """
@@ -13,6 +13,9 @@ import resource
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -118,3 +121,38 @@ def fresh(script: str, *arguments: str | int) -> dict[str, Any]:
             env=os.environ | {"OUTSHINE_CACHE_DIR": cache},
         )
     return json.loads(done.stdout)
+
+
+def together(script: str, works: Sequence[Mapping[str, Any]]) -> tuple[float, list[dict[str, Any]]]:
+    """Runs `script --child WORK` for each work at once, in fresh processes.
+
+    Returns:
+        Seconds from the moment when all were ready to the end of the last, and what each found.
+    """
+    begun = []
+    for work in works:
+        threads = {"OMP_NUM_THREADS": str(work["threads"])} if work.get("threads") else {}
+        command = [sys.executable, script, "--child", json.dumps(work)]
+        begun.append(
+            subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | threads
+            )
+        )
+    for process in begun:
+        assert process.stdout and process.stdin
+        assert process.stdout.readline() == b"ready\n", f"{command} failed"
+    start = time.monotonic()
+    for process in begun:
+        process.stdin.write(b"go\n")
+        process.stdin.flush()
+    answers = [json.loads(process.communicate()[0]) for process in begun]
+    return max(answer.pop("end") for answer in answers) - start, answers
+
+
+def as_child(work: Callable[[], dict[str, Any]]) -> None:
+    """Within a child: says that it is ready, waits for the others, works, and prints the answer."""
+    print("ready", flush=True)
+    sys.stdin.readline()
+    with redirect_stdout(sys.stderr):
+        answer = work()
+    print(json.dumps(answer | {"end": time.monotonic()}))

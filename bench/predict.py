@@ -24,7 +24,7 @@ from typing import Any
 from pairs import WORDS, fresh, peak_mb
 
 
-def make_predictor(encoder: str) -> Any:
+def make_predictor(encoder: str, device: str = "cpu") -> Any:
     """An untrained student of the five demo tasks, which all read the column `text`."""
     import torch
 
@@ -41,7 +41,7 @@ def make_predictor(encoder: str) -> Any:
     location = locate(encoder)
     tokenizer = load_tokenizer(location)
     forward = make_forward(
-        build_model(location, tasks).eval(), tokenizer, torch.device("cpu"), "fp32"
+        build_model(location, tasks).eval(), tokenizer, torch.device(device), "fp32"
     )
     return Predictor(forward, tokenizer, tasks, 128)
 

@@ -91,7 +91,7 @@ def trainer_fit(plan: Plan, side: str, warm: bool = False) -> Fit:
                 report_to="none",
                 save_strategy="no",
                 disable_tqdm=True,
-                logging_steps=cfg.log_every,
+                logging_steps=min(cfg.log_every, plan.mixture.num_steps),
                 use_cpu=device.type == "cpu",
                 **options(side, device),
             ),
