@@ -8,7 +8,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 TEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format docs clean
+.PHONY: help demo test lint format docs bench clean
 
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -30,7 +30,11 @@ format: .venv/dev.stamp  ## Mend what lint can mend by itself
 
 docs: .venv/dev.stamp  ## Generate the pages and numbers of the docs
 	$(BIN)/python docs/generate.py
+	$(BIN)/python bench/tables.py
 	$(BIN)/python results/report.py
+
+bench: .venv/dev.stamp  ## Measure speed and memory (hours; GLUE files in OUTSHINE_GLUE_DIR)
+	$(BIN)/python bench/run.py
 
 clean:  ## Remove the environment and everything that was built; runs stay
 	rm -rf .venv build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -16,17 +16,15 @@ import argparse
 import json
 import random
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from memory import WORDS, peak_mb
+from pairs import WORDS, fresh, peak_mb
 
 
-def make_predictor(encoder: str) -> Any:
+def make_predictor(encoder: str, device: str = "cpu") -> Any:
     """An untrained student of the five demo tasks, which all read the column `text`."""
     import torch
 
@@ -43,7 +41,7 @@ def make_predictor(encoder: str) -> Any:
     location = locate(encoder)
     tokenizer = load_tokenizer(location)
     forward = make_forward(
-        build_model(location, tasks).eval(), tokenizer, torch.device("cpu"), "fp32"
+        build_model(location, tasks).eval(), tokenizer, torch.device(device), "fp32"
     )
     return Predictor(forward, tokenizer, tasks, 128)
 
@@ -115,16 +113,11 @@ def memory_child(encoder: str, folder: str, count: int) -> dict[str, Any]:
     }
 
 
-def child(*arguments: str | int) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--child", *map(str, arguments)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(done.stdout)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--encoder", default="builtin")
     parser.add_argument("--small-encoder", default="builtin")
+    parser.add_argument("--device", default="cpu", choices=["cpu"])
     parser.add_argument("--rows", type=int, default=6000)
     parser.add_argument("--texts", type=int, default=48)
     parser.add_argument("--pairs", type=int, default=7)
@@ -137,12 +130,16 @@ def main() -> None:
         else:
             print(json.dumps(memory_child(encoder, rest[0], int(rest[1]))))
         return
-    heads = child("heads", args.encoder, args.pairs, args.texts)
+    heads = fresh(__file__, "heads", args.encoder, args.pairs, args.texts)
     with tempfile.TemporaryDirectory() as folder:
         streaming = [
-            child("memory", args.small_encoder, folder, rows) for rows in (args.rows, 4 * args.rows)
+            fresh(__file__, "memory", args.small_encoder, folder, rows)
+            for rows in (args.rows, 4 * args.rows)
         ]
-    print(json.dumps({"bench": "predict", "heads": heads, "streaming": streaming}, indent=2))
+    from common import conditions
+
+    about = {"bench": "predict"} | conditions(args)
+    print(json.dumps(about | {"heads": heads, "streaming": streaming}, indent=2))
 
 
 if __name__ == "__main__":

@@ -1,199 +1,128 @@
-"""Training rows per second: Outshine against transformers.Trainer, alternating in one process.
+"""Training rows per second: Outshine against transformers.Trainer, in turn in one process.
 
-    python bench/train.py --glue-dir GLUE [--encoder builtin] [--rows 640] [--pairs 5]
+    python bench/train.py [--glue-dir GLUE] [--tasks mnli] [--batch-size 32 128] [--rows 640]
+        [--pairs 5] [--sides outshine defaults tuned] [--compile] [--set key=value ...]
 
-Both sides train the same MNLI rows from the same encoder with dropout 0.1 and the same learning
-rate, schedule and batch size; start-up, tokenising and evaluation are outside the timed part.
-Prints one JSON object: rows per second per side (median over the pairs), the ratio pair by pair,
-and the final losses, which must agree within 5 % for the comparison to mean anything.
+All sides train the rows that Outshine draws, from the same encoder with the same dropout, learning
+rate, schedule and batch size; start-up, tokenising and evaluation are outside the timed part. Tuned
+is group_by_length, and bf16 where the processor has it; `--compile` adds tuned with torch_compile.
+With it, and on a GPU, every side trains the rows once before, untimed. `--set` changes settings of
+Outshine. Trainer has one head: with several tasks (`--tasks glue`: eight of them) it learns three
+classes, whatever a row's task is, and losses say nothing; with MNLI alone they must agree within
+5 %.
+
+Prints one JSON object: per batch size rows per second (median over the pairs), their ratio pair by
+pair, the loss over the last quarter, and the share of the matrix rate (rate.py has the formula).
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import platform
 import statistics
-import sys
 import tempfile
-import time
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-import numpy as np
-import torch
+from common import (
+    GLUE,
+    Fit,
+    arguments,
+    conditions,
+    drawn_lengths,
+    encoder_folder,
+    fit,
+    in_turn,
+    plan_of,
+    ratios,
+)
+from rate import matrix_rate, operations
+from trainer import DROPOUT, SIDES, trainer_fit
 
-from outshine import encoders, training
-from outshine.checkpoints import State
-from outshine.config import TrainConfig, resolve
-from outshine.console import set_quiet
-from outshine.data import encode
+from outshine.config import parse_settings
 from outshine.glue_tasks import glue
-from outshine.optim import adamw, parameter_groups
-from outshine.planning import prepare
-from outshine.provenance import device_name
-from outshine.runs import Run
+from outshine.planning import Plan
 
 LR = 5e-5
-TUNED = {"bf16": True, "train_sampling_strategy": "group_by_length"}
 
 
-def outshine_side(args: argparse.Namespace, seed: int, precision: str) -> tuple[float, float]:
-    """Seconds of the training loop, and the mean loss of its last quarter."""
-    cfg = resolve(
-        TrainConfig(
-            encoder=args.encoder,
-            lr=LR,
-            epochs=1,
-            batch_size=args.batch_size,
-            max_train_rows=args.rows,
-            max_length=128,
-            dropout=0.1,
-            attention_dropout=0.1,
-            seed=seed,
-            log_every=1,
-            precision=precision,
-        ),
-        1,
-    )
-    plan = prepare(tuple(glue("mnli", data_dir=args.glue_dir)), cfg, None)
-    optimizer = adamw(parameter_groups(plan.forward.model, None, 1.0, cfg.weight_decay), 1e-8)
-    with tempfile.TemporaryDirectory() as folder:
-        run = Run(Path(folder))
-        start = time.perf_counter()
-        training._fit(run, plan, optimizer, State())
-        seconds = time.perf_counter() - start
-        losses = [json.loads(line)["loss"] for line in run.log_path.read_text().splitlines()]
-    return seconds, statistics.fmean(losses[-len(losses) // 4 :])
-
-
-def trainer_side(
-    args: argparse.Namespace, seed: int, options: dict[str, Any]
-) -> tuple[float, float]:
-    """The same for transformers.Trainer."""
-    from transformers import (
-        AutoModelForSequenceClassification,
-        DataCollatorWithPadding,
-        Trainer,
-        TrainerCallback,
-        TrainingArguments,
+def plan(args: argparse.Namespace, batch_size: int, seed: int) -> Plan:
+    """A run of so many rows of the tasks."""
+    settings = {
+        "encoder": args.folder,
+        "device": args.device,
+        "lr": LR,
+        "dropout": DROPOUT,
+        "attention_dropout": DROPOUT,
+        "preset": "bam-single",
+        "epochs": 1000.0,
+        "max_steps": args.rows // batch_size,
+        "batch_size": batch_size,
+        "log_every": max(1, args.rows // batch_size // 4),
+        "seed": seed,
+    }
+    return plan_of(
+        glue(*args.tasks, data_dir=args.glue_dir), **settings | parse_settings(args.settings)
     )
 
-    location = encoders.locate(args.encoder)
-    tokenizer = encoders.load_tokenizer(location)
-    [task] = glue("mnli", data_dir=args.glue_dir)
-    table = encode(task, "train", tokenizer, 128)
-    rows = [
-        {
-            "input_ids": table.tokens[table.offsets[i] : table.offsets[i + 1]].tolist(),
-            "token_type_ids": table.types[table.offsets[i] : table.offsets[i + 1]].tolist(),
-            "attention_mask": [1] * int(table.offsets[i + 1] - table.offsets[i]),
-            "labels": int(table.gold[i]),
-        }
-        for i in table.selection(args.rows, False)
-    ]
-    torch.manual_seed(seed)
-    model = AutoModelForSequenceClassification.from_pretrained(
-        location,
-        num_labels=3,
-        dtype=torch.float32,
-        hidden_dropout_prob=0.1,
-        attention_probs_dropout_prob=0.1,
-    )
-    times: dict[str, float] = {}
-    losses: list[float] = []
 
-    class Clock(TrainerCallback):
-        def on_train_begin(self, *_: Any, **__: Any) -> None:
-            times["begin"] = time.perf_counter()
+def measure(args: argparse.Namespace, batch_size: int) -> dict[str, Any]:
+    """All sides with one batch size."""
+    first = plan(args, batch_size, 0)
+    forward, lengths = first.forward, drawn_lengths(first)
+    line = min(int(lengths.mean() * batch_size), forward.max_tokens)
+    warm = args.compile or first.cfg.compile or forward.device.type == "cuda"
+    sides: dict[str, Any] = {
+        name: partial(train_side, args, batch_size, name, warm)
+        for name in [*args.sides, *(["compiled"] if args.compile else [])]
+    }
+    found = in_turn(sides | {"matrix": lambda _: matrix_rate(forward, line, True)}, args.pairs)
+    rates = found.pop("matrix")
+    speed = {name: [len(f.lengths) / f.seconds for f in fits] for name, fits in found.items()}
+    loss = {name: statistics.fmean(f.loss for f in fits) for name, fits in found.items()}
+    return {
+        "batch_size": batch_size,
+        "rows": len(lengths),
+        "tokens_per_row": round(float(lengths.mean()), 1),
+        "precision": forward.precision,
+        "rows_per_s": {name: round(statistics.median(v), 2) for name, v in speed.items()},
+        "ratio_to": {n: ratios(speed["outshine"], v) for n, v in speed.items() if n != "outshine"},
+        "loss": {name: round(value, 4) for name, value in loss.items()},
+        "loss_difference": {n: round(v / loss["outshine"] - 1, 4) for n, v in loss.items()},
+        "matrix_gflops": round(statistics.median(rates) / 1e9, 1),
+        "share_of_matrix_rate": {
+            name: ratios(
+                [operations(forward.model, f.lengths, True) / f.seconds for f in fits], rates
+            )
+            for name, fits in found.items()
+        },
+    }
 
-        def on_train_end(self, *_: Any, **__: Any) -> None:
-            times["end"] = time.perf_counter()
 
-        def on_log(self, *_: Any, logs: dict[str, float], **__: Any) -> None:
-            if "loss" in logs:
-                losses.append(float(logs["loss"]))
-
-    with tempfile.TemporaryDirectory() as folder:
-        Trainer(
-            model=model,
-            args=TrainingArguments(
-                output_dir=folder,
-                per_device_train_batch_size=args.batch_size,
-                num_train_epochs=1,
-                learning_rate=LR,
-                weight_decay=0.01,
-                warmup_steps=0.1,
-                seed=seed,
-                report_to="none",
-                save_strategy="no",
-                disable_tqdm=True,
-                logging_steps=1,
-                use_cpu=not torch.cuda.is_available(),
-                **options,
-            ),
-            train_dataset=rows,
-            data_collator=DataCollatorWithPadding(tokenizer),
-            callbacks=[Clock()],
-        ).train()
-    return times["end"] - times["begin"], statistics.fmean(losses[-len(losses) // 4 :])
+def train_side(args: argparse.Namespace, batch_size: int, side: str, warm: bool, pair: int) -> Fit:
+    """One training of one side, from a model and rows made anew."""
+    made = plan(args, batch_size, pair)
+    return fit(made, warm) if side == "outshine" else trainer_fit(made, side, warm)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--glue-dir", required=True)
-    parser.add_argument("--encoder", default="builtin")
+    parser = arguments(__doc__)
+    parser.add_argument("--glue-dir")
+    parser.add_argument("--tasks", nargs="+", default=["mnli"])
     parser.add_argument("--rows", type=int, default=640)
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--batch-size", type=int, nargs="+", default=[32, 128])
     parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--sides", nargs="*", default=["outshine", "defaults", "tuned"])
+    sides = ["outshine", *SIDES]
+    parser.add_argument("--sides", nargs="+", choices=sides, default=sides[:3])
+    parser.add_argument("--compile", action="store_true", help="also tuned with torch_compile")
+    parser.add_argument("--set", action="append", default=[], dest="settings")
     args = parser.parse_args()
-    set_quiet(True)
-    sides = {
-        "outshine": lambda seed: outshine_side(args, seed, "auto"),
-        "defaults": lambda seed: trainer_side(args, seed, {}),
-        "tuned": lambda seed: trainer_side(args, seed, TUNED),
-    }
-    results: dict[str, list[tuple[float, float]]] = {name: [] for name in args.sides}
-    for pair in range(args.pairs):
-        for name in args.sides:
-            with contextlib.redirect_stdout(sys.stderr):
-                results[name].append(sides[name](pair))
-    speed = {name: [args.rows / seconds for seconds, _ in pairs] for name, pairs in results.items()}
-    ours = speed["outshine"]
-    loss = {name: float(np.mean([x for _, x in pairs])) for name, pairs in results.items()}
-    print(
-        json.dumps(
-            {
-                "bench": "train",
-                "encoder": args.encoder,
-                "rows": args.rows,
-                "batch_size": args.batch_size,
-                "pairs": args.pairs,
-                "machine": device_name(torch.device("cpu")),
-                "threads": torch.get_num_threads(),
-                "torch": torch.__version__,
-                "python": platform.python_version(),
-                "rows_per_s": {n: round(statistics.median(v), 2) for n, v in speed.items()},
-                "ratio_to": {
-                    name: {
-                        "median": round(
-                            statistics.median(a / b for a, b in zip(ours, other, strict=True)), 3
-                        ),
-                        "pairs": [round(a / b, 3) for a, b in zip(ours, other, strict=True)],
-                    }
-                    for name, other in speed.items()
-                    if name != "outshine"
-                },
-                "loss": {name: round(value, 4) for name, value in loss.items()},
-                "loss_difference": {
-                    name: round(value / loss["outshine"] - 1.0, 4) for name, value in loss.items()
-                },
-            },
-            indent=2,
-        )
-    )
+    args.tasks = GLUE if args.tasks == ["glue"] else args.tasks
+    with tempfile.TemporaryDirectory() as folder:
+        args.folder = encoder_folder(args.encoder, folder)
+        runs = [measure(args, batch_size) for batch_size in args.batch_size]
+    about = {"bench": "train", "tasks": args.tasks, "pairs": args.pairs}
+    print(json.dumps(about | conditions(args) | {"runs": runs}, indent=2))
 
 
 if __name__ == "__main__":

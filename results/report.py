@@ -190,41 +190,42 @@ def cell(values: dict[str, Any] | None) -> str:
 
 def speed() -> list[str]:
     """What bench/train.py and bench/memory.py printed."""
-    path = RESULTS / "bench" / "train.json"
-    if not path.exists():
-        return []
-    found = json.loads(path.read_text())
-    names = {"defaults": "with its defaults", "tuned": "with bf16 and group_by_length"}
+    found, memory = (
+        json.loads((RESULTS / "bench" / f"{name}.json").read_text()) for name in ("train", "memory")
+    )
+    names = {
+        "outshine": "Outshine",
+        "defaults": "transformers.Trainer with its defaults",
+        "tuned": "transformers.Trainer, group_by_length and bf16",
+    }
     lines = [
-        f"**Speed.** Training rows per second, `{found['encoder']}`, MNLI rows, batch "
-        f"{found['batch_size']}, dropout 0.1, {found['threads']} threads of {found['machine']}, "
-        f"torch {found['torch']}; median of {found['pairs']} alternating pairs of "
-        f"{found['rows']} rows.",
+        f"**Speed.** Training rows per second, `{found['encoder']}`, MNLI rows, dropout 0.1, "
+        f"{found['threads']} threads of {found['machine']}, torch {found['versions']['torch']}; "
+        f"median of {found['pairs']} alternating pairs of {found['runs'][0]['rows']} rows.",
         "",
-        "| | rows/s | Outshine is faster by | smallest and largest pair | loss |",
-        "| --- | ---: | ---: | ---: | ---: |",
-        f"| Outshine | {found['rows_per_s']['outshine']:.1f} | | | "
-        f"{found['loss']['outshine']:.3f} |",
+        "| | batch | rows/s | Outshine is faster by | smallest and largest pair | loss |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for side, ratio in found["ratio_to"].items():
-        lines.append(
-            f"| transformers.Trainer {names[side]} | {found['rows_per_s'][side]:.1f} | "
-            f"{ratio['median']:.2f} x | {min(ratio['pairs']):.2f}, {max(ratio['pairs']):.2f} | "
-            f"{found['loss'][side]:.3f} |"
-        )
-    memory = json.loads((RESULTS / "bench" / "memory.json").read_text())
+    for run in found["runs"]:
+        for side, rows_per_s in run["rows_per_s"].items():
+            ratio = run["ratio_to"].get(side)
+            pairs = f"{min(ratio['pairs']):.2f}, {max(ratio['pairs']):.2f}" if ratio else ""
+            faster = f"{ratio['median']:.2f} x" if ratio else ""
+            lines.append(
+                f"| {names[side]} | {run['batch_size']} | {rows_per_s:.1f} | {faster} | {pairs} "
+                f"| {run['loss'][side]:.3f} |"
+            )
     short, long = memory["training"]
-    lines += [
+    return [
+        *lines,
         "",
-        f"Encoding {memory['encoding']['rows']:,} distinct pairs adds "
-        f"{memory['encoding']['added_mb']:.0f} MB to the process. Training for {long['epochs']} "
-        f"epochs instead of {short['epochs']} changes its peak memory from "
-        f"{short['peak_mb']:,.0f} to {long['peak_mb']:,.0f} MB.",
+        f"Training for {long['epochs']} epochs instead of {short['epochs']} changes the peak memory"
+        f" from {short['peak_mb']:,.0f} to {long['peak_mb']:,.0f} MB.",
         "",
-        "Commands: `python bench/train.py --glue-dir GLUE`, `python bench/memory.py`.",
+        f"Commands: `{found['command']}`, `python bench/memory.py`; "
+        "[performance](docs/performance.md) has more.",
         "",
     ]
-    return lines
 
 
 def pages() -> dict[Path, str]:
