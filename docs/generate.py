@@ -1,16 +1,18 @@
-"""Writes docs/reference.md from the code: every command, setting, preset and key of a task file.
+"""Writes docs/reference.md from the code: commands, settings, presets, task keys, Python names.
 
 `make docs` runs it; `.ci/run` fails when its output is not what is committed.
 """
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 import re
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 from pydantic import BaseModel
@@ -18,10 +20,14 @@ from pydantic_core import PydanticUndefined
 from typer.main import get_command
 from typer.testing import CliRunner
 
+import outshine
 from outshine.cli import app
 from outshine.config import PRESETS, TrainConfig
 from outshine.tasks import Task
 
+MEMBERS = (FunctionType, classmethod, property)
+# Names that other pages use and that `outshine` itself does not have.
+ELSEWHERE = ("calibration.calibrate", "exporting.push_to_hub", "serving.create_app")
 PAGE = Path(__file__).with_name("reference.md")
 HEAD = """# Reference
 
@@ -88,6 +94,31 @@ def preset_table() -> str:
     return "\n".join(rows) + "\n"
 
 
+def python_entry(path: str) -> str:
+    """How a public name of Python is called and its docstring, and the same of its members."""
+    module, _, name = path.rpartition(".")
+    thing = getattr(importlib.import_module(module), name)
+    lines, entries = [f"### `{path}`\n"], []
+    if inspect.isclass(thing) and issubclass(thing, BaseModel):  # a table above has its attributes
+        lines.append(f"{(inspect.getdoc(thing) or '').splitlines()[0]}\n")
+    else:
+        entries.append(described(name, thing))
+    for member, value in vars(thing).items() if inspect.isclass(thing) else ():
+        if not member.startswith("_") and isinstance(value, MEMBERS):
+            entries.append(described(f"{name}.{member}", getattr(thing, member)))
+    return "\n".join([*lines, "```text", "\n\n".join(entries), "```\n"])
+
+
+def described(name: str, thing: Any) -> str:
+    """The call of a function or class, or the name of anything else, and its docstring below."""
+    is_called = callable(thing) and not (inspect.isclass(thing) and issubclass(thing, Exception))
+    shown = str(inspect.signature(thing)) if is_called else ""
+    shown = re.sub(r"(: |-> )'([^']*)'", r"\1\2", shown)  # annotations are texts
+    call = name + re.sub(r"^\(self(, )?", "(", shown)
+    head = textwrap.wrap(call, 96, subsequent_indent=" " * 8, break_on_hyphens=False)
+    return "\n".join([*head, textwrap.indent(inspect.getdoc(thing) or "", " " * 4)])
+
+
 def page() -> str:
     """The whole page."""
     commands = [help_page(words) for words in command_lines(get_command(app), [])]
@@ -103,6 +134,8 @@ def page() -> str:
         "## Fields of a task\n",
         "In a task file `hub`, `config` (here `hub_config`) and `holdout` stand under `[files]`.\n",
         field_table(Task),
+        "## Python\n",
+        *map(python_entry, (f"outshine.{name}" for name in (*outshine.__all__, *ELSEWHERE))),
     ]
     return "\n".join(parts)
 

@@ -1,6 +1,7 @@
 """The README and the docs: their commands run, their links lead somewhere.
 
-Each page's `sh` and `python` blocks run in order in a folder of their own. Two things differ from
+Each page's `sh` and `python` blocks, and the cells of the notebook, run in order in a folder of
+their own. Two things differ from
 what a reader does: `builtin` is a tiny random encoder and training ends after three steps, so that
 a page takes seconds; and `outshine` runs within this process, which spares its imports. A comment
 on the line before a block leaves it out (`<!-- not run: reason -->`), or says that it needs the
@@ -10,6 +11,7 @@ GLUE files (`<!-- needs GLUE -->`).
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import shlex
@@ -17,6 +19,7 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -26,6 +29,7 @@ from test_layers import LAYERS
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+NOTEBOOK = ROOT / "docs" / "from-csv-to-served.ipynb"
 FENCE = re.compile(
     r"(?P<mark><!--[^\n]*-->\n)?^```(?P<kind>sh|python)\n(?P<text>.*?)^```$", re.M | re.S
 )
@@ -50,6 +54,24 @@ def blocks(page: Path) -> Iterator[Block]:
         if "not run:" not in mark:
             line = content.count("\n", 0, found.start("text")) + 1
             yield Block(line, found["kind"], found["text"], "needs GLUE" in mark)
+
+
+def cells(kind: str) -> list[dict[str, Any]]:
+    """The cells of the notebook that are `code` or `markdown`."""
+    notebook = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
+    return [cell for cell in notebook["cells"] if cell["cell_type"] == kind]
+
+
+def prose(page: Path) -> str:
+    """A page or the notebook without what is code."""
+    if page == NOTEBOOK:
+        return "\n\n".join("".join(cell["source"]) for cell in cells("markdown"))
+    return re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+
+
+def with_tiny_encoder(code: str, encoder: Path) -> str:
+    small = f'encoder="{encoder}", max_steps=3, max_train_rows=64'
+    return code.replace('encoder="builtin"', small)
 
 
 def commands(text: str) -> Iterator[str]:
@@ -106,18 +128,43 @@ def test_the_commands_of_a_page_run(
         if block.kind == "sh":
             run_shell(block.text, encoder)
         else:
-            small = f'encoder="{encoder}", max_steps=3, max_train_rows=64'
-            text = block.text.replace('encoder="builtin"', small)
+            text = with_tiny_encoder(block.text, encoder)
             exec(compile("\n" * (block.line - 1) + text, str(page), "exec"), names)
     if left_out:
         pytest.skip(f"all blocks ran but {left_out}, which read GLUE: set OUTSHINE_GLUE_DIR")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_notebook_runs_from_top_to_bottom_to_a_student_that_was_served(
+    encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its cells run in this process: a kernel and its client would bring 26 packages more."""
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    try:
+        for number, cell in enumerate(cells("code"), start=1):
+            code = with_tiny_encoder("".join(cell["source"]), encoder)
+            exec(compile(code, f"{NOTEBOOK.name}, code cell {number}", "exec"), names)
+    finally:
+        server = names.get("server")
+        if server and server.poll() is None:
+            server.kill()
+            server.communicate()
+    assert names["server"].returncode == 0
+    assert [sorted(answer) for answer in names["served"]] == [["id", "team", "urgency"]] * 2
+    for served, answer in zip(names["served"], names["answers"], strict=True):
+        assert served["team"]["probs"] == pytest.approx(answer["team"]["probs"], abs=1e-5)
+        assert served["urgency"]["value"] == pytest.approx(answer["urgency"]["value"], abs=1e-4)
+
+
+def test_the_notebook_is_committed_without_outputs() -> None:
+    outputs = [(cell["outputs"], cell["execution_count"]) for cell in cells("code")]
+    assert outputs == [([], None)] * len(outputs)
+
+
+@pytest.mark.parametrize("page", [*PAGES, NOTEBOOK], ids=lambda page: page.name)
 def test_the_links_of_a_page_lead_to_files_and_headings(page: Path) -> None:
-    content = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
     dead = []
-    for target in re.findall(r"\]\(([^)\s]+)\)", content):
+    for target in re.findall(r"""(?:\]\(|src="|srcset=")([^)"\s]+)[)"]""", prose(page)):
         if target.startswith(("http://", "https://")):
             continue
         name, _, anchor = target.partition("#")

@@ -227,6 +227,7 @@ def test_the_card_tells_scores_data_time_and_limits(student: Path, tmp_path: Pat
     assert "| 24 |" in card.text
     for fact in (
         info["data"]["urgency"]["train"][:12],
+        "* Arm: multi, from gold labels alone.",
         f"Training took {info['train_s']:.0f} s on {info['device']}",
         "Energy: not measured",
         "## Intended use",
@@ -239,6 +240,19 @@ def test_the_card_tells_scores_data_time_and_limits(student: Path, tmp_path: Pat
     single = ModelCard.load(tmp_path / "out" / "tickets" / "README.md")
     assert single.data.library_name == "transformers"
     assert "as one head of a model that answers urgency, duplicate, too" in single.text
+
+
+def test_the_card_of_a_distilled_run_names_its_teachers_without_their_folders(
+    student: Path, tmp_path: Path
+) -> None:
+    run = outshine.Run(Path(shutil.copytree(student, tmp_path / "run")))
+    teachers = {"tickets": [str(tmp_path / "teachers" / "first"), "org/second"]}
+    write_json(run.path / "config.json", run.config() | {"teachers": teachers})
+    exporting.export(run, tmp_path / "out", task="tickets")
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "* Arm: multi, distilled from the teachers above." in card
+    assert "| first, org/second |" in card
+    assert str(tmp_path) not in card
 
 
 def test_temperatures_go_along_with_the_student_and_its_card_says_where_they_hold(
