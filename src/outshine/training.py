@@ -36,7 +36,7 @@ from outshine.model import save_model
 from outshine.optim import adamw, parameter_groups, set_step
 from outshine.planning import Plan, describe, prepare, settle
 from outshine.provenance import provenance
-from outshine.runs import Run, check_new, locked, open_run
+from outshine.runs import Run, check_new, locked, open_run, start_anew
 from outshine.schedules import gold_weight, lr_factor
 from outshine.seeds import stream
 from outshine.tasks import Task
@@ -96,12 +96,8 @@ def train(
 def _train_into(run: Run, plan: Plan, force: bool) -> Run:
     """Trains (or goes on), evaluates and saves; `run.json` comes last."""
     remove_temporaries(run.path)
-    if force and run.is_complete:
-        (run.path / "run.json").unlink()
-        for name in ("checkpoint", "predictions", "model"):
-            shutil.rmtree(run.path / name, ignore_errors=True)
     if force:
-        run.checkpoint_path.unlink(missing_ok=True)
+        start_anew(run)
     cfg, model = plan.cfg, plan.forward.model
     groups = parameter_groups(model, plan.depths, cfg.layer_decay, cfg.weight_decay)
     optimizer = adamw(groups, cfg.adam_eps)
