@@ -68,7 +68,7 @@ def pretend(study: Study, node: Node, rng: random.Random) -> None:
     info = {
         "format": FORMAT,
         "id": node.id[:12],
-        **{key: 1000 for key in ("steps", "rows", "tokens", "peak_memory_bytes")},
+        **dict.fromkeys(("steps", "rows", "tokens", "peak_memory_bytes"), 1000),
         "train_s": 60.0,
         "mixture": {
             task.name: {"rows": 1000, "probability": 0.25, "passes": 3.0, "weight": 1.0}
