@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from outshine.predictions import Predictions
 from outshine.runs import Run
 from outshine.soups import fill_with_mean, preview_soup, soup
 from outshine.verification import run_outputs
+from studies import study_text, write_study
 from test_cli import outshine as command
 
 
@@ -319,3 +322,32 @@ def test_the_command_shows_the_choice_and_the_judgement(
     assert [str(runs[2].path), "no", "3", "10.0"] in shown
     assert ["tickets", "accuracy", "50.0", "40.0", "30.0", "24"] in shown
     assert ["score", "mean", "50.0", "40.0", "30.0"] in shown
+
+
+# --- soups of a study -------------------------------------------------------------------------
+
+
+def test_the_groups_of_a_study_are_disjoint_and_are_compared_with_their_runs(
+    encoder: Path, tmp_path: Path
+) -> None:
+    keys = 'seeds = 5\nkeep = "all"'
+    outshine.run_study(write_study(tmp_path, study_text(encoder, keys, arms='["multi", "single"]')))
+    script = [sys.executable, Path(__file__).parent.parent / "studies" / "soups.py"]
+    words = [tmp_path / "tiny", "multi", "--size", "2", "--device", "cpu"]
+    done = subprocess.run([*script, *words], capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)
+    assert [group["seeds"] for group in found["groups"]] == ["1-2", "3-4"]
+    made = [Run(tmp_path / "tiny" / "soups" / f"multi-seeds{s}") for s in ("1-2", "3-4")]
+    used = [{run["seed"] for run in run.info()["soup"]["runs"]} for run in made]
+    assert used == [{1, 2}, {3, 4}]
+    for way in ("best", "mean"):
+        gaps = [group["soup"] - group[way] for group in found["groups"]]
+        assert found[f"soup minus {way}"]["n"] == 2
+        assert found[f"soup minus {way}"]["mean"] == pytest.approx(np.mean(gaps), abs=0.01)
+    for arm, size, message in (
+        ("single", "2", "cannot make soups of 'single': several runs per seed, expected one"),
+        ("multi", "6", "cannot make soups of 'multi': no group of 6 finished seeds"),
+    ):
+        words = [tmp_path / "tiny", arm, "--size", size]
+        done = subprocess.run([*script, *words], capture_output=True, text=True, check=False)
+        assert done.returncode == 1 and done.stderr.startswith(f"{message}\nhint: ")
