@@ -227,10 +227,11 @@ def test_one_run_makes_no_soup(runs: list[Run], tmp_path: Path) -> None:
 
 def test_a_run_is_not_averaged_with_itself(runs: list[Run], tmp_path: Path) -> None:
     copy = Run(Path(shutil.copytree(runs[0].path, tmp_path / "copy")))
-    assert refused([runs[0], copy], tmp_path / "soup") == (
-        f"cannot make a soup: {copy.path} is the same run as {runs[0].path}, expected different "
-        "ones\nhint: name each run once"
-    )
+    for again in (copy, runs[0]):
+        assert refused([runs[0], again], tmp_path / "soup") == (
+            f"cannot make a soup: {again.path} is the same run as {runs[0].path}, expected "
+            "different ones\nhint: name each run once"
+        )
 
 
 def test_a_run_without_weights_is_refused(runs: list[Run], tmp_path: Path) -> None:

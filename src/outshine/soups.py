@@ -97,13 +97,14 @@ def _checked(runs: Runs, out: Path, force: bool) -> list[Run]:
         )
     by_id: dict[str, Run] = {}
     for run in found:
-        other = by_id.setdefault(run.info()["id"], run)
-        if other is not run:
+        run_id = run.info()["id"]
+        if run_id in by_id:
             raise UserError(
-                f"cannot make a soup: {run.path} is the same run as {other.path}, "
+                f"cannot make a soup: {run.path} is the same run as {by_id[run_id].path}, "
                 "expected different ones",
                 "name each run once",
             )
+        by_id[run_id] = run
         if run.path.resolve() == out.resolve():
             raise UserError(
                 f"cannot write the soup {out}: it is one of the runs that are averaged",
