@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from outshine.predicting import Predictor as Predictor
     from outshine.predicting import load as load
     from outshine.runs import Run as Run
+    from outshine.soups import soup as soup
     from outshine.submission import submit as submit
     from outshine.tasks import Task as Task
     from outshine.training import train as train
@@ -41,6 +42,7 @@ _HOME = {
     "glue": "glue_tasks",
     "load": "predicting",
     "run_study": "launch",
+    "soup": "soups",
     "submit": "submission",
     "train": "training",
 }

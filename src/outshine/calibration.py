@@ -14,7 +14,7 @@ import numpy as np
 
 from outshine.console import say
 from outshine.errors import UserError
-from outshine.evaluation import evaluate
+from outshine.evaluation import evaluate, halves
 from outshine.files import write_json
 from outshine.kinds import Kind
 from outshine.predictions import Predictions
@@ -98,11 +98,10 @@ def _dev_logits(run: Run, task: Task, device: str, dry_run: bool) -> tuple[np.nd
 
 
 def _judge(kind: Kind, logits: np.ndarray, gold: np.ndarray) -> dict[str, Any]:
-    order = np.random.default_rng(0).permutation(len(gold))
-    halves = [order[: len(order) // 2], order[len(order) // 2 :]]
-    temperatures = [fit_temperature(kind, logits[half], gold[half]) for half in halves]
+    parts = halves(len(gold))
+    temperatures = [fit_temperature(kind, logits[half], gold[half]) for half in parts]
     swapped = np.empty((len(gold), 1))
-    for half, temperature in zip(halves, reversed(temperatures), strict=True):
+    for half, temperature in zip(parts, reversed(temperatures), strict=True):
         swapped[half] = temperature
     assert kind.probs is not None
     probs = {"before": kind.probs(logits), "after": kind.probs(logits / swapped)}

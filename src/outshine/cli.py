@@ -264,6 +264,7 @@ command(app, "predict")(cli_predict.predict)
 command(app, "calibrate")(cli_predict.calibrate)
 
 
+command(app, "soup")(cli_use.soup)
 command(app, "export")(cli_use.export)
 command(app, "submit")(cli_use.submit)
 

@@ -1,4 +1,4 @@
-"""The commands that take a finished run elsewhere: `outshine export` and `outshine submit`."""
+"""The commands that make something of finished runs: `outshine soup`, `export` and `submit`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,61 @@ from typing import Annotated
 
 import typer
 
-from outshine.command import Device, Force, GlueDir, Json, RunDir, print_json
+from outshine.command import Device, Force, GlueDir, Json, RunDir, print_json, print_table
+
+
+def soup(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="Folders of finished runs, usually of other seeds."),
+    ],
+    out: Annotated[Path, typer.Option(metavar="RUN", help="Folder of the new run.")],
+    device: Device = "auto",
+    force: Force = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the runs, and average and write nothing.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Average the weights of some runs, greedily chosen by dev score.
+
+    The scores are of dev rows that had no part in the choice: each half is judged by what the
+    other chose. What is written is chosen by both.
+    """
+    from outshine import soups
+    from outshine.console import say
+
+    if dry_run:
+        facts = soups.preview_soup(runs, out=out, force=force)
+    else:
+        made = soups.soup(runs, out=out, device=device, force=force)
+        facts = {"out": str(out)} | made.info()["soup"]
+    if as_json:
+        print_json(facts)
+        return
+    tried = [
+        [
+            run["run"],
+            "yes" if run.get("weight") else "" if dry_run else "no",
+            str(run["seed"]),
+            f"{100 * run['score']:.1f}",
+        ]
+        for run in facts["runs"]
+    ]
+    title = "Runs in the order of trying, with their score on all of dev in percent"
+    print_table(title, ["run", "taken", "seed", "score"], tried, num_text=2)
+    if dry_run:
+        say(f"The soup would be in {out}")
+        return
+    ways = ("soup", "best", "mean")
+    rows = [
+        [name, task["metric"], *(f"{100 * task[way]:.1f}" for way in ways), str(task["n"])]
+        for name, task in facts["tasks"].items()
+    ]
+    rows.append(["score", "mean", *(f"{100 * facts['score'][way]:.1f}" for way in ways), ""])
+    header = ["task", "metric", "soup", "best run", "mean of runs", "n"]
+    print_table("Dev rows that had no part in the choice, in percent", header, rows, num_text=2)
+    say(f"The soup is in {out}")
 
 
 def export(

@@ -12,6 +12,7 @@ import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -159,7 +160,12 @@ def encode(
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
     """sha256 of a fast tokenizer's whole state, without padding and truncation settings."""
-    state = json.loads(backend(tokenizer).to_str())
+    return _fingerprint(backend(tokenizer).to_str())
+
+
+@lru_cache(maxsize=4)  # every table asks for it, and reading the JSON of a vocabulary takes long
+def _fingerprint(text: str) -> str:
+    state = json.loads(text)
     state.pop("padding", None)
     state.pop("truncation", None)
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()

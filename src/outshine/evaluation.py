@@ -77,6 +77,15 @@ def table_metrics(table: TokenTable, logits: np.ndarray) -> dict[str, float]:
     return compute(task.metrics, gold, kind.decode(task, logits))
 
 
+def halves(num_rows: int) -> list[np.ndarray]:
+    """The rows of the two halves of a dev set, the same ones always.
+
+    What is fitted on one half is judged by the other, and then the halves are swapped.
+    """
+    order = np.random.default_rng(0).permutation(num_rows)
+    return [order[: num_rows // 2], order[num_rows // 2 :]]
+
+
 def score(tasks: Sequence[Task], metrics: Mapping[str, Mapping[str, float]]) -> float | None:
     """Mean over tasks, without WNLI, of the primary metric, as a fraction; None without tasks."""
     values = [

@@ -250,6 +250,12 @@ def weights_digest(model: nn.Module) -> str:
     return total.hexdigest()
 
 
+def add_weights(module: nn.Module, other: nn.Module, count: int) -> None:
+    """Adds 1/count of another module's weights, within `torch.no_grad()`."""
+    for parameter, given in zip(module.parameters(), other.parameters(), strict=True):
+        parameter.add_(given.to(parameter.device), alpha=1 / count)
+
+
 def token_inputs(tokenizer: Any, model: MultiTaskModel) -> bool:
     """Whether the encoder takes segment ids; checks that it knows all of the tokenizer's tokens.
 

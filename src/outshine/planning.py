@@ -28,6 +28,7 @@ from outshine.forward import Forward, make_forward
 from outshine.graph import other_start
 from outshine.model import (
     MultiTaskModel,
+    add_weights,
     build_model,
     load_model,
     num_positions,
@@ -232,9 +233,9 @@ def _start_from_teachers(
                 parameter.zero_()
         for path, names in taught.items():
             teacher, _, _ = load_model(Run(path).model_dir)
-            _add(model.network, teacher.network, len(taught))
+            add_weights(model.network, teacher.network, len(taught))
             for name in names:
-                _add(model.head(name), teacher.head(name), len(sources[name]))
+                add_weights(model.head(name), teacher.head(name), len(sources[name]))
 
 
 def run_to_start_from(source: str, task: Task, cfg: TrainConfig) -> Run:
@@ -258,12 +259,6 @@ def run_to_start_from(source: str, task: Task, cfg: TrainConfig) -> Run:
             f"{what}: it kept no weights, expected weights", 'train it with keep = "all"'
         )
     return run
-
-
-def _add(module: torch.nn.Module, other: torch.nn.Module, count: int) -> None:
-    """Adds 1/count of another module's parameters."""
-    for parameter, given in zip(module.parameters(), other.parameters(), strict=True):
-        parameter.add_(given, alpha=1 / count)
 
 
 def _check_length(model: MultiTaskModel, max_length: int) -> None:

@@ -14,24 +14,19 @@ from typing import Any
 import torch
 
 from outshine.checkpoints import State
+from outshine.console import num_processes
+from outshine.forward import Forward
 from outshine.planning import Plan
 from outshine.runs import FORMAT
 
 
 def provenance(plan: Plan, state: State, run_id: str, finish_s: float) -> dict[str, Any]:
     """Content of `run.json` for a finished run; `finish_s` went into evaluation and saving."""
-    forward = plan.forward
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    content = {
+    return {
         "format": FORMAT,
         "id": run_id,
         "seed": plan.cfg.seed,
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("outshine", "torch", "transformers", "tokenizers")},
-        },
-        "git_commit": git_commit(),
-        "command": sys.argv,
+        **surroundings(plan.forward),
         "data": {
             part.table.task.name: {
                 "train": part.table.data,
@@ -54,16 +49,30 @@ def provenance(plan: Plan, state: State, run_id: str, finish_s: float) -> dict[s
         },
         "teachers": plan.identity["teachers"],
         "identity": plan.identity,
-        "device": device_name(forward.device),
-        "precision": forward.precision,
-        "num_threads": torch.get_num_threads(),
-        "num_parameters": sum(p.numel() for p in forward.model.parameters()),
         "steps": state.step,
         "rows": state.rows,
         "tokens": state.tokens,
         "train_s": round(state.elapsed_s, 3),
         "seconds": round(state.elapsed_s + finish_s, 3),
         "resumed": state.resumed,
+    }
+
+
+def surroundings(forward: Forward) -> dict[str, Any]:
+    """What a model was made with: software, command, machine, and memory at its peak so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    content = {
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("outshine", "torch", "transformers", "tokenizers")},
+        },
+        "git_commit": git_commit(),
+        "command": sys.argv,
+        "device": device_name(forward.device),
+        "precision": forward.precision,
+        "num_threads": torch.get_num_threads(),
+        "num_processes": num_processes(),
+        "num_parameters": sum(p.numel() for p in forward.model.parameters()),
         # Linux counts in KiB, macOS in bytes
         "peak_memory_bytes": peak if sys.platform == "darwin" else peak * 1024,
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -130,6 +131,15 @@ def check_new(path: Path, force: bool) -> None:
                 f"({', '.join(sorted(foreign)[:3])}), expected none",
                 "choose a new --out",
             )
+
+
+def start_anew(run: Run) -> None:
+    """Removes what a complete run holds, and the checkpoint of an incomplete one."""
+    if run.is_complete:
+        (run.path / "run.json").unlink()  # first: without it the rest counts for nothing
+        for name in ("predictions", "model"):
+            shutil.rmtree(run.path / name, ignore_errors=True)
+    shutil.rmtree(run.path / "checkpoint", ignore_errors=True)
 
 
 @contextmanager

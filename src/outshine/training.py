@@ -37,7 +37,7 @@ from outshine.model import save_model
 from outshine.optim import adamw, parameter_groups, set_step
 from outshine.planning import Plan, describe, prepare, settle
 from outshine.provenance import provenance
-from outshine.runs import Run, check_new, locked, open_run
+from outshine.runs import Run, check_new, locked, open_run, start_anew
 from outshine.schedules import gold_weight, lr_factor
 from outshine.seeds import stream
 from outshine.tasks import Task
@@ -94,22 +94,13 @@ def train(
     with locked(path) if team.is_first else nullcontext():
         if team.is_first:
             check_new(path, force)  # another process may have completed it meanwhile
-            _clear(Run(path), force)
+            remove_temporaries(path)
+            if force:
+                start_anew(Run(path))
         team.wait()
         _train_into(Run(path), plan, team)
         team.wait()
     return Run(path)
-
-
-def _clear(run: Run, force: bool) -> None:
-    """Removes what an earlier process left, with `force` the whole earlier run."""
-    remove_temporaries(run.path)
-    if force and run.is_complete:
-        (run.path / "run.json").unlink()
-        for name in ("checkpoint", "predictions", "model"):
-            shutil.rmtree(run.path / name, ignore_errors=True)
-    if force:
-        run.checkpoint_path.unlink(missing_ok=True)
 
 
 def _train_into(run: Run, plan: Plan, team: Team) -> None:
@@ -146,7 +137,7 @@ def _train_into(run: Run, plan: Plan, team: Team) -> None:
                 parameter.copy_(averaged)
     forward = unshared(team, plan.forward, plan.rebuild)
     if team.is_first:
-        _finish(run, replace(plan, forward=forward), state, team)
+        _finish(run, replace(plan, forward=forward), state)
 
 
 def _fit(
@@ -250,7 +241,7 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def _finish(run: Run, plan: Plan, state: State, team: Team) -> None:
+def _finish(run: Run, plan: Plan, state: State) -> None:
     """Evaluates the final weights, saves what `keep` says, and completes the run."""
     cfg, forward, begin = plan.cfg, plan.forward, time.monotonic()
     run_id = digest(plan.identity)[:12]
@@ -277,8 +268,7 @@ def _finish(run: Run, plan: Plan, state: State, team: Team) -> None:
     if cfg.keep == "predictions":
         _save_train_logits(run, plan, forward, run_id)
     write_json(run.path / "metrics.json", metrics)
-    facts = provenance(plan, state, run_id, time.monotonic() - begin)
-    write_json(run.path / "run.json", facts | {"num_processes": team.size})
+    write_json(run.path / "run.json", provenance(plan, state, run_id, time.monotonic() - begin))
     shutil.rmtree(run.path / "checkpoint", ignore_errors=True)
     _show_metrics(plan, metrics)
 
