@@ -253,6 +253,28 @@ def test_the_card_of_a_distilled_run_names_its_teachers_without_their_folders(
     assert "* Arm: multi, distilled from the teachers above." in card
     assert "| first, org/second |" in card
     assert str(tmp_path) not in card
+    assert "| task | split | metric | score | n |" in card  # nobody knows what these teachers score
+
+
+def test_the_card_puts_scores_beside_those_of_teachers_that_are_runs(
+    student: Path, tmp_path: Path
+) -> None:
+    run = outshine.Run(Path(shutil.copytree(student, tmp_path / "run")))
+    teacher = outshine.Run(Path(shutil.copytree(student, tmp_path / "teacher")))
+    scored = {"accuracy": 0.875, "f1_macro": 0.5, "n": 24}
+    write_json(teacher.path / "metrics.json", {"tickets": {"dev": scored}})
+    write_json(
+        run.path / "config.json", run.config() | {"teachers": {"tickets": [str(teacher.path)]}}
+    )
+    exporting.export(run, tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    lines = card[card.index("## Scores") : card.index("## Training")].splitlines()
+    assert "| task | split | metric | score | its teacher | n |" in lines
+    assert "| --- | --- | --- | ---: | ---: | ---: |" in lines
+    (tickets,) = (line for line in lines if line.startswith("| tickets | dev | accuracy |"))
+    assert tickets.endswith(" | 87.5 | 24 |")
+    (urgency,) = (line for line in lines if line.startswith("| urgency | dev | spearman |"))
+    assert urgency.endswith(" |  | 24 |")
 
 
 def test_temperatures_go_along_with_the_student_and_its_card_says_where_they_hold(

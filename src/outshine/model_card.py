@@ -5,12 +5,12 @@ All of it comes from the run's own files; what a run does not measure, the card 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from outshine.encoders import BUILTIN
-from outshine.runs import Run
+from outshine.runs import Run, teacher_metrics
 from outshine.tasks import Task, kind_of
 
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
@@ -37,8 +37,8 @@ def write_card(folder: Path, run: Run, tasks: Sequence[Task], form: str) -> None
 
     info, config, settings = run.info(), run.config(), run.config()["settings"]
     encoder = public_name(settings["encoder"])
-    scores = list(_scores(run, tasks))
     teachers = config.get("teachers", {})
+    scores = list(_scores(run, tasks, teacher_metrics(teachers)))
     all_tasks = [task.name for task in run.tasks()]
     names = [task.name for task in tasks]
     card = ModelCard.from_template(
@@ -51,6 +51,7 @@ def write_card(folder: Path, run: Run, tasks: Sequence[Task], form: str) -> None
         others=[name for name in all_tasks if name not in names],
         all_tasks=all_tasks,
         scores=scores,
+        taught=any(row["teacher"] is not None for row in scores),
         data={task.name: _data(task, info, teachers) for task in tasks},
         distilled=any(name in teachers for name in all_tasks),
         calibrated=run.calibration_path.exists(),
@@ -104,7 +105,7 @@ def _metadata(
     )
 
 
-def _scores(run: Run, tasks: Sequence[Task]) -> Iterator[dict[str, Any]]:
+def _scores(run: Run, tasks: Sequence[Task], taught: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """One row per task, split and metric, with the number of rows behind it."""
     metrics = run.metrics()
     for task in tasks:
@@ -113,6 +114,7 @@ def _scores(run: Run, tasks: Sequence[Task]) -> Iterator[dict[str, Any]]:
                 row = {"task": task.name, "split": split, "metric": metric}
                 yield row | {
                     "value": values[metric],
+                    "teacher": taught.get(task.name, {}).get(split, {}).get(metric),
                     "n": values["n"],
                     "constant": "constant_prediction" in values,
                 }

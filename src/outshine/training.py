@@ -37,7 +37,7 @@ from outshine.model import save_model
 from outshine.optim import adamw, parameter_groups, set_step
 from outshine.planning import Plan, describe, prepare, settle
 from outshine.provenance import provenance
-from outshine.runs import Run, check_new, locked, open_run, start_anew
+from outshine.runs import Run, check_new, locked, open_run, start_anew, teacher_metrics
 from outshine.schedules import gold_weight, lr_factor
 from outshine.seeds import stream
 from outshine.tasks import Task
@@ -285,7 +285,7 @@ def _save_train_logits(run: Run, plan: Plan, forward: Forward, run_id: str) -> N
 
 def _show_metrics(plan: Plan, metrics: dict[str, dict[str, dict[str, float]]]) -> None:
     """The table of dev metrics in percent, beside the teachers' where they are runs."""
-    taught = _teacher_metrics(plan)
+    taught = teacher_metrics(plan.teachers)
     header = ["task", "split", "metric", "value", *(["teacher"] if plan.teachers else []), "n"]
     rows = []
     for name, splits in metrics.items():
@@ -306,15 +306,6 @@ def _show_metrics(plan: Plan, metrics: dict[str, dict[str, dict[str, float]]]) -
     if len(plan.tasks) > 1 and total is not None:
         rows.append(["score", "dev", "mean", f"{100 * total:.1f}", *([""] if taught else []), ""])
     show("Dev metrics of the final weights, in percent", header, rows)
-
-
-def _teacher_metrics(plan: Plan) -> dict[str, dict[str, dict[str, float]]]:
-    found = {}
-    for name, sources in plan.teachers.items():
-        run = Run(Path(sources[0]))
-        if len(sources) == 1 and run.is_complete:
-            found[name] = run.metrics().get(name, {})
-    return found
 
 
 def teacher_cache(
