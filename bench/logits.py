@@ -52,7 +52,7 @@ def main() -> None:
         return time.perf_counter() - start
 
     seconds(0)  # the first passes allocate
-    line = min(int(lengths.sum()) // len(parts), forward.max_tokens)
+    line = min(int(lengths.sum()) // len(parts), forward.budget.tokens)
     sides = {"logits": seconds, "matrix": lambda _: matrix_rate(forward, line, False)}
     found = in_turn(sides, args.pairs)
     work = operations(forward.model, lengths, False)

@@ -70,7 +70,7 @@ def measure(args: argparse.Namespace, batch_size: int) -> dict[str, Any]:
     """All sides with one batch size."""
     first = plan(args, batch_size, 0)
     forward, lengths = first.forward, drawn_lengths(first)
-    line = min(int(lengths.mean() * batch_size), forward.max_tokens)
+    line = min(int(lengths.mean() * batch_size), forward.budget.tokens)
     warm = args.compile or first.cfg.compile or forward.device.type == "cuda"
     sides: dict[str, Any] = {
         name: partial(train_side, args, batch_size, name, warm)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from outshine.model import build_model
 from outshine.tasks import Task
 
 BENCH = Path(__file__).parent.parent / "bench"
-MODULES = ("common", "pairs", "rate", "run", "tables")
+MODULES = ("common", "logits", "pairs", "rate", "run", "tables", "train", "trainer")
 
 
 @pytest.fixture
@@ -53,6 +54,34 @@ def test_every_benchmark_that_is_run_exists(bench: Any) -> None:
     run = bench("run")
     scripts = {words.split()[0] for words in (run.BENCHES | run.GPU_BENCHES).values()}
     assert [name for name in scripts if not (BENCH / name).is_file()] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("train", ["--batch-size", "12", "--rows", "24"]), ("logits", [])]
+)
+def test_a_benchmark_of_the_engine_runs_to_its_end(
+    name: str,
+    words: list[str],
+    bench: Any,
+    encoder: Path,
+    tickets: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    module = bench(name)
+    monkeypatch.setattr(module, "glue", lambda *_names, data_dir: (Task.load(tickets),))
+    given = ["--encoder", str(encoder), "--tasks", "tickets", "--pairs", "1"]
+    monkeypatch.setattr(sys, "argv", [f"bench/{name}.py", *given, *words])
+    module.main()
+    found = json.loads(capsys.readouterr().out)
+    assert found["bench"] == name
+    (numbers,) = found.get("runs", [found])
+    share = numbers["share_of_matrix_rate"]
+    assert (share["outshine"] if name == "train" else share)["median"] > 0
+    if name == "train":
+        assert numbers["rows"] == 24
+        assert {*numbers["rows_per_s"]} == {"outshine", "defaults", "tuned"}
+        assert abs(numbers["loss_difference"]["defaults"]) < 0.05
 
 
 def test_operations_are_those_of_linear_layers_and_attention_on_real_tokens(

@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,11 @@ import torch
 from typer.testing import CliRunner
 
 from conftest import write_duplicate, write_tickets, write_urgency
-from outshine import batches
+from outshine import batches, training
 from outshine.cli import app
-from outshine.console import set_quiet
 from outshine.distributed import ALONE, Team, like, whole
 from outshine.runs import Run
+from outshine.tasks import Task
 from outshine.training import train
 
 STEPS = 9
@@ -41,6 +42,7 @@ SETTINGS: dict[str, Any] = {
     "precision": "fp32",
     "device": "cpu",
     "log_every": 3,
+    "eval_every": 6,
     "layer_decay": 0.9,
     "ema": 0.5,
     "sampling": "explicit",
@@ -89,8 +91,6 @@ def arguments(tasks: list[Path], encoder: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def alone(tasks: list[Path], encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The run of one process."""
-    from outshine.tasks import Task
-
     out = tmp_path_factory.mktemp("alone") / "run"
     return train([Task.load(path) for path in tasks], encoder=str(encoder), out=out, **SETTINGS)
 
@@ -154,12 +154,38 @@ def test_fsdp_interrupted_and_resumed_equals_one_process(
     sharded = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
     what = [*arguments, "--out", str(out)]
     stopped = launch(torchrun(str(script)), what, **sharded)
-    assert "interrupted at step 6; the checkpoint is written" in stopped.stderr
+    assert stopped.returncode != 0
+    assert re.search(r"^interrupted at step 6; the checkpoint is written$", stopped.stderr, re.M)
     assert [line["step"] for line in curve(Run(out))] == [3, 6]
     done = launch(torchrun("-m", "outshine"), what, **sharded)
     assert done.returncode == 0, done.stderr
     assert len(re.findall(r"resuming .* at step 6 of 9", done.stderr)) == 1
     assert_same(Run(out), alone)
+
+
+def test_a_run_of_one_process_goes_on_in_two_without_a_pooler(
+    tasks: list[Path],
+    encoder: Path,
+    arguments: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """BERT has a pooler that `cls` does not use; DDP must not wait for its gradient."""
+    found = [Task.load(path) for path in tasks]
+    settings = SETTINGS | {"pooling": "cls"}
+    alone = train(found, encoder=str(encoder), out=tmp_path / "alone", **settings)
+    done: list[int] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_interruptible", lambda: nullcontext(lambda: len(done) >= 5))
+        step = training.set_step
+        patch.setattr(training, "set_step", lambda *args: (done.append(1), step(*args)))
+        with pytest.raises(training.Interrupted, match="at step 5"):  # between lines of the log
+            train(found, encoder=str(encoder), out=tmp_path / "run", **settings)
+    what = [*arguments, "--set", "pooling=cls", "--out", str(tmp_path / "run")]
+    resumed = launch(torchrun("-m", "outshine"), what)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "at step 5 of 9" in resumed.stderr
+    assert_same(Run(tmp_path / "run"), alone)
 
 
 def test_rows_are_dealt_by_tokens_and_each_goes_to_one_process() -> None:
@@ -177,10 +203,16 @@ def test_all_processes_get_equally_many_micro_batches() -> None:
     def division(lengths: np.ndarray) -> list[np.ndarray]:
         return batches.fill(lengths, 6)
 
+    def at_most_four(lengths: np.ndarray) -> list[np.ndarray]:
+        return batches.fill(lengths, 4)
+
     shares = [Team(rank, 3, object()).divided(division)(lengths) for rank in range(3)]  # type: ignore[arg-type]
     assert [len(share) for share in shares] == [1, 1, 1]
     few = [Team(rank, 3, object()).divided(division)(lengths[:2]) for rank in range(3)]  # type: ignore[arg-type]
     assert [[len(rows) for rows in share] for share in few] == [[1], [1], [0]]
+    lengths = np.array([6, 2, 2, 2])  # two passes of at most four tokens against one too long
+    uneven = [Team(rank, 2, object()).divided(at_most_four)(lengths) for rank in range(2)]  # type: ignore[arg-type]
+    assert [[rows.tolist() for rows in share] for share in uneven] == [[[0], []], [[1, 2], [3]]]
     assert ALONE.divided(division) is division
 
 
@@ -200,6 +232,11 @@ def test_tensors_of_one_process_are_themselves() -> None:
             "hint: use `accelerate launch --use_fsdp --fsdp_version 2`\n",
         ),
         (
+            {},
+            "cannot train on cpu:0 in 2 processes: expected auto, cpu or cuda\n"
+            "hint: each process takes the GPU of its number on its machine\n",
+        ),
+        (
             {"ACCELERATE_USE_DEEPSPEED": "true"},
             "cannot train with DeepSpeed: expected DDP or FSDP\n"
             "hint: use `accelerate launch --use_fsdp --fsdp_version 2`\n",
@@ -210,7 +247,9 @@ def test_launchers_that_are_not_supported_are_refused(
     env: dict[str, str], message: str, arguments: list[str], tmp_path: Path
 ) -> None:
     group = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-    done = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "run")], env=group | env)
+    device = ["--set", "device=cpu:0"] if not env else []
+    words = [*arguments, *device, "--out", str(tmp_path / "run")]
+    done = CliRunner().invoke(app, words, env=group | env)
     assert (done.exit_code, done.stderr) == (2, message)
     assert not (tmp_path / "run").exists()
 
@@ -218,7 +257,6 @@ def test_launchers_that_are_not_supported_are_refused(
 def test_other_commands_want_one_process() -> None:
     group = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
     done = CliRunner().invoke(app, ["doctor"], env=group)
-    set_quiet(False)  # the state of this process, which process 1 would keep to itself
     assert (done.exit_code, done.stderr) == (
         2,
         "process 1: cannot run `outshine doctor` in 2 processes: expected 1\n"

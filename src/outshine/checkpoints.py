@@ -98,7 +98,9 @@ def restore(
     state.step, state.rows, state.tokens = header["step"], header["rows"], header["tokens"]
     state.elapsed_s, state.resumed = header["elapsed_s"], header["resumed"] + 1
     state.unlogged = header["unlogged"]
-    if team.is_first:
+    if not team.is_first:  # sums over processes must hold them once
+        state.unlogged = state.unlogged | {"sums": {}}
+    else:
         _shorten_log(run, state)
         say(f"resuming {run.path} at step {state.step:,} of {plan.mixture.num_steps:,}")
 

@@ -119,7 +119,8 @@ def train(
     An interrupted run is resumed by the same command.
     """
     from outshine.config import build, parse_settings
-    from outshine.console import process_number, say
+    from outshine.console import say
+    from outshine.processes import process_number
 
     given = parse_settings(settings or []) | _given(encoder=encoder, preset=preset, seed=seed)
     cfg = build(given)

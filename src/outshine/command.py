@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from outshine.errors import OutshineError, UserError
+from outshine.errors import OutshineError
 
 if TYPE_CHECKING:
     from outshine.tasks import Task
@@ -81,15 +81,13 @@ def command(to: typer.Typer, name: str) -> Callable[[Callable[..., None]], Calla
     def register(function: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(function)
         def guarded(*, debug: bool, quiet: bool, **arguments: Any) -> None:
-            from outshine.console import num_processes, process_number, set_quiet
+            from outshine.console import set_quiet
+            from outshine.processes import process_number, want_one_process
 
-            set_quiet(quiet or process_number() > 0)
+            set_quiet(quiet)
             try:
-                if num_processes() > 1 and name != "train":
-                    raise UserError(
-                        f"cannot run `outshine {name}` in {num_processes()} processes: expected 1",
-                        "torchrun and accelerate launch are for `outshine train`",
-                    )
+                if name != "train":
+                    want_one_process(f"run `outshine {name}`")
                 function(**arguments)
                 sys.stdout.flush()
             except BrokenPipeError:  # the reader of stdout has seen enough; typer ends quietly

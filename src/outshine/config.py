@@ -65,7 +65,7 @@ class TrainConfig(BaseModel):
         compile: Whether torch.compile wraps the encoder.
         gradient_checkpointing: Trades time for memory.
         ema: Decay of an exponential moving average of the weights, 0 for none; kept at the end.
-        save_every_s: Seconds between checkpoints.
+        save_every_s: Seconds between checkpoints (of several processes: at a line of the log).
         eval_every: Steps between dev evaluations in the log, 0 for none.
         log_every: Steps between lines of the log.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, ...

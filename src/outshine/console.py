@@ -5,7 +5,6 @@ Data goes to stdout; nothing here does.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,22 +14,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from outshine.processes import process_number
+
 PLAIN_LINE_EVERY_S = 10.0
 
 Watcher = Callable[[str, int, int, str], None]
 
 _state: dict[str, Any] = {"quiet": False, "watcher": None}
-
-
-def num_processes() -> int:
-    """How many processes `torchrun` or `accelerate launch` has started together, else 1."""
-    launched = "RANK" in os.environ and "MASTER_ADDR" in os.environ
-    return int(os.environ.get("WORLD_SIZE", "1")) if launched else 1
-
-
-def process_number() -> int:
-    """The number of this one among them, from 0; only the first speaks to people."""
-    return int(os.environ["RANK"]) if num_processes() > 1 else 0
 
 
 def set_quiet(quiet: bool) -> None:
@@ -55,10 +45,11 @@ def watched(watcher: Watcher) -> Iterator[None]:
 
 def console() -> Console:
     """The console on stderr; wide enough for tables when there is no terminal."""
-    plain = Console(stderr=True, highlight=False, soft_wrap=True, quiet=_state["quiet"])
+    quiet = _state["quiet"] or process_number() > 0
+    plain = Console(stderr=True, highlight=False, soft_wrap=True, quiet=quiet)
     if plain.is_terminal:
         return plain
-    return Console(stderr=True, highlight=False, soft_wrap=True, width=120, quiet=_state["quiet"])
+    return Console(stderr=True, highlight=False, soft_wrap=True, width=120, quiet=quiet)
 
 
 def say(text: str) -> None:

@@ -27,6 +27,7 @@ from outshine.errors import UserError
 from outshine.files import write_json
 from outshine.graph import other_start
 from outshine.planning import prepare, run_to_start_from, settle
+from outshine.processes import want_one_process
 from outshine.runs import Run
 from outshine.tasks import Task, unique_tasks
 from outshine.training import train
@@ -103,6 +104,7 @@ def distill(
             has other settings, data or teachers.
         WorldError: If the disk or the hub fails.
     """
+    want_one_process("distil")
     tasks, out = unique_tasks(tasks), Path(out)
     sources = teaching.normalise(teachers, tasks)
     cfgs, steps = plan_steps(

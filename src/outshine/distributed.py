@@ -20,10 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from outshine.console import num_processes
 from outshine.depths import find_layers
+from outshine.devices import pick_device
 from outshine.errors import UserError
 from outshine.forward import Forward
+from outshine.processes import num_processes
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -127,13 +128,19 @@ def find_team(device: str) -> Team:
     """The processes that a launcher has started, joined to a group; a process alone without one.
 
     Args:
-        device: The setting; `auto` and `cuda` mean one GPU per process.
+        device: The setting; `cuda` means one GPU per process, `auto` too where there are GPUs.
 
     Raises:
-        UserError: If the launcher wants what is not supported.
+        UserError: If the device is not there, or the launcher wants what is not supported.
     """
     if num_processes() == 1:
         return ALONE
+    place = pick_device(device)
+    if place.index is not None:
+        raise UserError(
+            f"cannot train on {device} in {num_processes()} processes: expected auto, cpu or cuda",
+            "each process takes the GPU of its number on its machine",
+        )
     wanted = os.environ.get("FSDP_VERSION", "2") if _is_sharded() else "2"
     if wanted != "2":
         raise UserError(
@@ -145,12 +152,12 @@ def find_team(device: str) -> Team:
             "cannot train with DeepSpeed: expected DDP or FSDP",
             "use `accelerate launch --use_fsdp --fsdp_version 2`",
         )
-    # transformers would leave the weights of all other processes empty, and these are compared
+    # else transformers fills the weights in the first process of a machine alone, but every one
+    # tests by itself whether the encoder packs
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     from accelerate import PartialState
 
-    cpu = device == "cpu" or not torch.cuda.is_available()
-    state = PartialState(cpu=cpu, timeout=PATIENCE)
+    state = PartialState(cpu=place.type == "cpu", timeout=PATIENCE)
     return Team(state.process_index, state.num_processes, state)
 
 
@@ -158,7 +165,7 @@ def _is_sharded() -> bool:
     return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
-def share(team: Team, forward: Forward) -> Forward:
+def wrap(team: Team, forward: Forward) -> Forward:
     """Makes a model train together with its copies in the other processes, with DDP or FSDP.
 
     With FSDP its parameters become distributed tensors: make the optimizer afterwards.
@@ -166,32 +173,47 @@ def share(team: Team, forward: Forward) -> Forward:
     model = forward.model
     if team.state is None:
         return forward
+    pooler = getattr(model.network, "pooler", None)
+    if model.pooling != "auto" and pooler is not None:
+        pooler.requires_grad_(False)  # nothing is computed with it: DDP would wait for its gradient
     if not _is_sharded():
         places = [forward.device] if forward.device.type == "cuda" else None
         return replace(forward, wrapped=nn.parallel.DistributedDataParallel(model, places))
     from accelerate import FullyShardedDataParallelPlugin
+    from torch.distributed import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
+    mesh = init_device_mesh(forward.device.type, (team.size,))
     reshard = FullyShardedDataParallelPlugin(fsdp_version=2).reshard_after_forward
     try:
         _, layers = find_layers(model.encoder, model.network.config)
     except UserError:  # all parameters in one group then
         layers = nn.ModuleList()
     for layer in layers:
-        fully_shard(layer, reshard_after_forward=reshard)
+        fully_shard(layer, mesh=mesh, reshard_after_forward=reshard)
     # the heads are called after the model's forward pass
-    fully_shard(model, reshard_after_forward=False)
+    fully_shard(model, mesh=mesh, reshard_after_forward=False)
     return replace(forward, wrapped=model)
 
 
-def unshared(
+def divided_again(forward: Forward) -> None:
+    """Ends what an evaluation with FSDP has begun: it leaves weights in one piece, but checkpoints
+    and the optimizer know them by their parts."""
+    from torch.distributed.fsdp import FSDPModule
+
+    for module in forward.model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def gathered(
     team: Team, forward: Forward, rebuild: Callable[[Mapping[str, Any]], Forward]
 ) -> Forward:
     """The trained model in one piece again; with FSDP only rank 0 gets it.
 
     Args:
         team: All processes of it call this.
-        forward: From `share`, after training.
+        forward: From `wrap`, after training.
         rebuild: Weights by name -> a model that has them.
     """
     if forward.wrapped is not forward.model:

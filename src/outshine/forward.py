@@ -38,7 +38,7 @@ LINE_MULTIPLE = 64
 
 @dataclass
 class Budget:
-    """Most tokens of one pass, padding included; halved where the device has no memory for them."""
+    """Most tokens of one pass, padding included; `passes` halves it when memory runs out."""
 
     tokens: int
 
@@ -95,7 +95,8 @@ class Forward:
     ) -> Iterator[tuple[np.ndarray, Tensor]]:
         """Pooled vectors of any number of rows, a pass at a time, longest rows first.
 
-        Where the device has too little memory for a pass, the budget is halved for good.
+        Where the device has too little memory for a pass, the budget is halved for good (but not
+        in DDP or FSDP, where all processes must make the same passes).
 
         Args:
             lengths: (N,) tokens per row.
@@ -106,19 +107,19 @@ class Forward:
         """
         todo = self.divide(lengths)
         while todo:
-            pooled = self._pooled_if_it_fits(take(todo[0]), alone=len(todo[0]) == 1)
+            pooled = self._pooled_if_it_fits(take(todo[0]))
             if pooled is not None:
                 yield todo.pop(0), pooled
                 continue
             rest = np.concatenate(todo)
             todo = [rest[members] for members in self.divide(lengths[rest])]
 
-    def _pooled_if_it_fits(self, rows: Rows, alone: bool) -> Tensor | None:
+    def _pooled_if_it_fits(self, rows: Rows) -> Tensor | None:
         """Pooled vectors, or None after the budget was halved; a row alone cannot be halved."""
         try:
             return self.pooled(rows)
         except torch.OutOfMemoryError:
-            if alone:
+            if len(rows.lengths) == 1 or self.wrapped is not None:
                 raise
         self.budget.tokens = max(1, min(self.budget.tokens, int(rows.lengths.sum())) // 2)
         say(f"note: {self.device} is out of memory: {self.budget.tokens} tokens per pass from here")
@@ -164,7 +165,7 @@ def make_forward(
     *,
     max_tokens: int = 0,
     plain: bool = False,
-    shared: bool = False,
+    wrapped: bool = False,
 ) -> Forward:
     """Moves a model to a device and prepares its forward pass.
 
@@ -176,7 +177,7 @@ def make_forward(
         max_tokens: Most tokens per pass, 0 for the device's default.
         plain: Leaves embedding, dropout and attention as the family has them (for torch.compile
             and gradient checkpointing, which replay torch's random numbers).
-        shared: Leaves the embedding as it is, for DDP and FSDP must see its gradient.
+        wrapped: Leaves the embedding as it is, for DDP and FSDP must see its gradient.
 
     Raises:
         UserError: If the tokenizer has more tokens than the encoder has embeddings.
@@ -186,7 +187,7 @@ def make_forward(
     packing = None
     if device.type == "cpu" and not plain:
         use_fast_dropout(model)
-        if not shared:
+        if not wrapped:
             use_row_gradients(model, model.encoder.get_input_embeddings())
         packing = _packing(model, pad_id)
     return Forward(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from outshine.checkpoints import State
-from outshine.distributed import ALONE, Team
+from outshine.distributed import ALONE, Team, divided_again
 from outshine.evaluation import predict_table, table_metrics
 from outshine.files import world_errors
 from outshine.planning import Plan
@@ -88,7 +89,7 @@ class Log:
         dev_due = bool(cfg.eval_every) and state.step % cfg.eval_every == 0 and not last
         if state.step % cfg.log_every and not last and not dev_due:
             return False
-        loss_sum, sums = self._totals()
+        sums = self._sums()
         seconds = time.monotonic() - self.since
         names = [part.table.task.name for part in self.plan.mixture.parts]
         line = {
@@ -96,7 +97,7 @@ class Log:
             "elapsed_s": round(self.elapsed_s(), 3),
             "rows": state.rows,
             "tokens": state.tokens,
-            "loss": loss_sum / len(self.losses),
+            "loss": float(torch.stack(self.losses).mean()),
             "lr": lr,
             "gold_weight": weight if self.plan.teachers else 1.0,
             "rows_per_s": round((state.rows - self.first[0]) / seconds, 2),
@@ -122,16 +123,14 @@ class Log:
         self._reset()
         return True
 
-    def _totals(self) -> tuple[float, list[float]]:
-        """Sums of the steps' losses, and of each part's row losses, over all processes."""
+    def _sums(self) -> list[float]:
+        """Of each part's row losses, over all processes."""
         none = [torch.zeros((), device=self.plan.forward.device)]
-        own = [torch.stack(self.losses).sum() / self.team.size]
-        own += [
+        own = [
             torch.stack(self.sums.get(part, none)).sum()
             for part in range(len(self.plan.mixture.parts))
         ]
-        loss, *sums = self.team.total(torch.stack(own)).tolist()
-        return loss, sums
+        return self.team.total(torch.stack(own)).tolist()
 
 
 def _tracker(run: Run, plan: Plan) -> Any:
@@ -151,7 +150,10 @@ def _tracker(run: Run, plan: Plan) -> Any:
 def _dev_metrics(plan: Plan) -> dict[str, dict[str, float]]:
     """Metrics on every task's dev split, in the middle of training."""
     results = {}
+    # what runs out of memory here must not change how training goes on
+    forward = replace(plan.forward, budget=replace(plan.forward.budget))
     for (name, split), table in plan.dev.items():
         if split == "dev":
-            results[name] = table_metrics(table, predict_table(plan.forward, table, "").logits)
+            results[name] = table_metrics(table, predict_table(forward, table, "").logits)
+    divided_again(forward)
     return results

@@ -23,6 +23,7 @@ from outshine import ray_executor
 from outshine.console import clock, console, say, table
 from outshine.errors import OutshineError, UserError, WorldError
 from outshine.graph import Node
+from outshine.processes import want_one_process
 from outshine.results import Row
 from outshine.study import (
     Study,
@@ -73,6 +74,7 @@ def run_study(
         WorldError: If the disk, the hub or a worker fails, or no Ray cluster answers.
         KeyboardInterrupt: After Ctrl-C, when checkpoints are written.
     """
+    want_one_process("run the study")
     if executor not in EXECUTORS:
         raise UserError(
             f"cannot run the study: executor {executor!r}, expected {', '.join(EXECUTORS)}",

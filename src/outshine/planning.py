@@ -117,7 +117,7 @@ def prepare(
         pick_precision(cfg.precision, device),
         max_tokens=cfg.max_tokens,
         plain=cfg.compile or cfg.gradient_checkpointing,
-        shared=team.size > 1,
+        wrapped=team.size > 1,
     )
     _check_length(model, cfg.max_length)
     depths = parameter_depths(model) if cfg.layer_decay != 1.0 else None

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from outshine.checkpoints import State
-from outshine.console import num_processes
 from outshine.forward import Forward
 from outshine.planning import Plan
+from outshine.processes import num_processes
 from outshine.runs import FORMAT
 
 

@@ -20,8 +20,8 @@ from outshine.checkpoints import State, restore, save_checkpoint
 from outshine.config import TrainConfig, takes_swapped
 from outshine.console import progress, show
 from outshine.data import encode
-from outshine.distributed import ALONE, Team, find_team, share, touched, unshared, without_rows
-from outshine.errors import OutshineError
+from outshine.distributed import ALONE, Team, find_team, gathered, touched, without_rows, wrap
+from outshine.errors import OutshineError, UserError
 from outshine.evaluation import predict_table, score, table_metrics
 from outshine.files import (
     digest,
@@ -105,7 +105,7 @@ def train(
 
 def _train_into(run: Run, plan: Plan, team: Team) -> None:
     """Trains (or goes on), evaluates and saves; `run.json` comes last."""
-    plan = replace(plan, forward=share(team, plan.forward))
+    plan = replace(plan, forward=wrap(team, plan.forward))
     cfg, model = plan.cfg, plan.forward.model
     groups = parameter_groups(model, plan.depths, cfg.layer_decay, cfg.weight_decay)
     optimizer = adamw(groups, cfg.adam_eps)
@@ -114,7 +114,13 @@ def _train_into(run: Run, plan: Plan, team: Team) -> None:
     state = State()
     if cfg.ema:
         state.average = [p.detach().clone() for p in model.parameters()]
-    if run.checkpoint_path.exists():
+    begun = run.checkpoint_path.exists()
+    if all(team.any(begun, not begun)):
+        raise UserError(
+            f"cannot go on with the run {run.path}: not all processes see its checkpoint",
+            "put the run where all machines see it",
+        )
+    if begun:
         restore(run, plan, optimizer, state, team)
     elif team.is_first:
         write_json(
@@ -129,13 +135,15 @@ def _train_into(run: Run, plan: Plan, team: Team) -> None:
             run.log_path.write_text("")
     with world_errors(run.path):
         _fit(run, plan, optimizer, state, team)
-    if state.elapsed_s > cfg.save_every_s:  # an interruption of the evaluation loses no training
+    if any(
+        team.any(state.elapsed_s > cfg.save_every_s)
+    ):  # an interruption of the evaluation loses no training
         save_checkpoint(run, plan, optimizer, state, team)
     if state.average is not None:
         with torch.no_grad():
             for parameter, averaged in zip(model.parameters(), state.average, strict=True):
                 parameter.copy_(averaged)
-    forward = unshared(team, plan.forward, plan.rebuild)
+    forward = gathered(team, plan.forward, plan.rebuild)
     if team.is_first:
         _finish(run, replace(plan, forward=forward), state)
 
@@ -184,6 +192,7 @@ def _fit(
             if stopping or saving:
                 log.note(state)
                 save_checkpoint(run, plan, optimizer, state, team)
+                team.wait()  # a launcher that sees one process end would stop the first at writing
                 log.saved()
             if stopping:
                 raise Interrupted(f"interrupted at step {state.step}; the checkpoint is written")
@@ -194,7 +203,7 @@ def _add_gradients(plan: Plan, batch: batches.Batch, team: Team, log: Log) -> to
     """Forward and backward pass of a step's micro-batches.
 
     Returns:
-        The step's loss; that of all processes is the mean over theirs.
+        The step's loss, of the rows of all processes.
     """
     forward, mixture = plan.forward, plan.mixture
     # gradients of several processes are averaged: each one's loss counts `size` times as much
@@ -206,7 +215,7 @@ def _add_gradients(plan: Plan, batch: batches.Batch, team: Team, log: Log) -> to
             touched(forward, loss).backward()
         step_loss += loss.detach()
         log.add(sums)
-    return step_loss
+    return team.total(step_loss) / team.size
 
 
 def _title(plan: Plan) -> str:
