@@ -130,6 +130,17 @@ def test_what_is_written_is_a_complete_run_that_says_what_it_is_made_of(
     assert not (made.path / ".lock").exists()
 
 
+def test_the_teachers_of_a_soup_are_those_of_all_runs_in_it(
+    runs: list[Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(soups, "choose", chosen((1, 0)))
+    for run, teachers in zip(runs, (["a"], ["b", "a"], ["c"]), strict=True):
+        config = run.config() | {"teachers": {"tickets": teachers}}
+        write_json(run.path / "config.json", config)
+    made = soup(runs, out=tmp_path / "soup", device="cpu")
+    assert made.config()["teachers"] == {"tickets": ["b", "a"]}  # not those of the third
+
+
 def test_a_soup_predicts_teaches_and_is_exported(
     runs: list[Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,7 +25,7 @@ import outshine
 from conftest import write_duplicate, write_tickets, write_urgency
 from outshine import batches, training
 from outshine.config import TrainConfig, resolve
-from outshine.errors import UserError
+from outshine.errors import DivergedError, UserError
 from outshine.kinds import softmax
 from outshine.losses import micro_batch_loss
 from outshine.planning import Plan, describe, prepare
@@ -33,7 +33,7 @@ from outshine.predicting import load
 from outshine.predictions import Predictions
 from outshine.runs import Run
 from outshine.tasks import Task
-from outshine.training import DivergedError, train
+from outshine.training import train
 
 LOG_KEYS = [
     "step",
@@ -537,7 +537,7 @@ def test_a_logit_that_is_not_finite_ends_the_run_before_anything_is_saved(
             lr=1e38,
         )
     assert str(caught.value) == (
-        "evaluation stopped after step 1: a logit of tickets is not finite\n"
+        "evaluation stopped: a logit of tickets is not finite\n"
         'hint: nothing was saved; try a lower lr, or precision = "fp32"'
     )
     assert not Run(tmp_path / "run").is_complete

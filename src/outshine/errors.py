@@ -38,6 +38,10 @@ class WorldError(OutshineError):
     exit_code = 1
 
 
+class DivergedError(OutshineError):
+    """A loss or a logit is no finite number."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Returns ` (did you mean 'x'?)` for the closest known name, or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from outshine.batches import gather
-from outshine.console import say
+from outshine.console import progress, say
 from outshine.data import TokenTable, encode
-from outshine.errors import UserError, WorldError
+from outshine.errors import DivergedError, UserError, WorldError
 from outshine.forward import Forward, load_forward
 from outshine.metrics import NOT_IN_SCORE, compute
 from outshine.predictions import Predictions
@@ -68,6 +68,44 @@ def predict_table(
         labels=table.task.labels,
         data=table.data,
     )
+
+
+def evaluate_tables(
+    forward: Forward,
+    tables: Mapping[tuple[str, str], TokenTable],
+    run: Run,
+    run_id: str,
+    *,
+    keep_logits: bool = True,
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Evaluates a new run's weights, and writes the logits into its folder.
+
+    Args:
+        forward: The weights.
+        tables: (task, split) -> encoded rows.
+        run: Whose folder.
+        run_id: Its id.
+        keep_logits: Whether logits are written.
+
+    Returns:
+        Content of `metrics.json`.
+
+    Raises:
+        DivergedError: If a logit is not finite.
+    """
+    metrics: dict[str, dict[str, dict[str, float]]] = {}
+    with progress("evaluating", sum(map(len, tables.values()))) as bar:
+        for (name, split), table in tables.items():
+            predictions = predict_table(forward, table, run_id, None, bar.advance)
+            if not np.isfinite(predictions.logits).all():
+                raise DivergedError(
+                    f"evaluation stopped: a logit of {name} is not finite",
+                    'nothing was saved; try a lower lr, or precision = "fp32"',
+                )
+            metrics.setdefault(name, {})[split] = table_metrics(table, predictions.logits)
+            if keep_logits:
+                predictions.save(run.predictions_path(name, split))
+    return metrics
 
 
 def table_metrics(table: TokenTable, logits: np.ndarray) -> dict[str, float]:

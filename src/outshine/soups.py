@@ -17,7 +17,7 @@ from outshine.config import TrainConfig
 from outshine.console import say
 from outshine.data import TokenTable, encode
 from outshine.errors import UserError
-from outshine.evaluation import evaluate, predict_table, score, table_logits, table_metrics
+from outshine.evaluation import evaluate, evaluate_tables, score, table_logits
 from outshine.files import digest, remove_temporaries, replacing_folder, world_errors, write_json
 from outshine.forward import Forward, load_forward
 from outshine.graph import other_start
@@ -269,18 +269,14 @@ def _write(
     best = taken[0]
     run_id = digest({"soup": sorted(run.info()["id"] for run in taken)})[:12]
     config = best.config()
-    write_json(
-        made.path / "config.json", config | {"settings": config["settings"] | {"keep": "all"}}
-    )
+    config["settings"]["keep"] = "all"
+    config["teachers"] = _teachers(taken)
+    write_json(made.path / "config.json", config)
     with world_errors(made.log_path):
         made.log_path.write_text("")
     with replacing_folder(made.model_dir) as folder:
         save_model(forward.model, tokenizer, best.tasks(), folder)
-    metrics: dict[str, dict[str, dict[str, float]]] = {}
-    for (name, split), table in tables.items():
-        predictions = predict_table(forward, table, run_id)
-        predictions.save(made.predictions_path(name, split))
-        metrics.setdefault(name, {})[split] = table_metrics(table, predictions.logits)
+    metrics = evaluate_tables(forward, tables, made, run_id)
     write_json(made.path / "metrics.json", metrics)
     write_json(
         made.path / "run.json",
@@ -296,6 +292,15 @@ def _write(
             **facts,
         },
     )
+
+
+def _teachers(taken: Sequence[Run]) -> dict[str, list[str]]:
+    """Task -> the teachers of all runs in the soup."""
+    found: dict[str, dict[str, None]] = {}  # in the order in which they are met
+    for run in taken:
+        for task, sources in run.config().get("teachers", {}).items():
+            found.setdefault(task, {}).update(dict.fromkeys(sources))
+    return {task: list(sources) for task, sources in found.items()}
 
 
 def _dev_logits(run: Run, tables: Mapping[str, TokenTable], device: str) -> dict[str, np.ndarray]:

@@ -21,8 +21,8 @@ from outshine.config import TrainConfig, takes_swapped
 from outshine.console import progress, show
 from outshine.data import encode
 from outshine.distributed import ALONE, Team, find_team, gathered, touched, without_rows, wrap
-from outshine.errors import OutshineError, UserError
-from outshine.evaluation import predict_table, score, table_metrics
+from outshine.errors import DivergedError, UserError
+from outshine.evaluation import evaluate_tables, predict_table, score
 from outshine.files import (
     digest,
     remove_temporaries,
@@ -46,10 +46,6 @@ from outshine.teachers import Teachers
 
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C or SIGTERM during training, after the checkpoint was written."""
-
-
-class DivergedError(OutshineError):
-    """The loss is no finite number."""
 
 
 def train(
@@ -262,18 +258,8 @@ def _finish(run: Run, plan: Plan, state: State) -> None:
         # these compute in another order than the run will when it is loaded
         forward, _ = load_forward(run, cfg.device, "fp32")
     forward = replace(forward, precision="fp32")
-    metrics: dict[str, dict[str, dict[str, float]]] = {}
-    with progress("evaluating", sum(map(len, plan.dev.values()))) as bar:
-        for (name, split), table in plan.dev.items():
-            predictions = predict_table(forward, table, run_id, None, bar.advance)
-            if not np.isfinite(predictions.logits).all():
-                raise DivergedError(
-                    f"evaluation stopped after step {state.step}: a logit of {name} is not finite",
-                    'nothing was saved; try a lower lr, or precision = "fp32"',
-                )
-            metrics.setdefault(name, {})[split] = table_metrics(table, predictions.logits)
-            if cfg.keep != "metrics":
-                predictions.save(run.predictions_path(name, split))
+    keep_logits = cfg.keep != "metrics"
+    metrics = evaluate_tables(forward, plan.dev, run, run_id, keep_logits=keep_logits)
     if cfg.keep == "predictions":
         _save_train_logits(run, plan, forward, run_id)
     write_json(run.path / "metrics.json", metrics)

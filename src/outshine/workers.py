@@ -19,7 +19,7 @@ from outshine.checkpoints import State
 from outshine.console import watched
 from outshine.data import folds
 from outshine.degenerate import DIVERGED, curve, reasons
-from outshine.errors import OutshineError, UserError, WorldError
+from outshine.errors import DivergedError, OutshineError, UserError, WorldError
 from outshine.evaluation import table_metrics
 from outshine.files import digest, write_json
 from outshine.graph import Node
@@ -30,7 +30,7 @@ from outshine.results import Claims, Row, append_row
 from outshine.runs import FORMAT, Run, locked
 from outshine.study import Study, open_study, serves, settled, to_make
 from outshine.tasks import kind_of
-from outshine.training import DivergedError, train
+from outshine.training import train
 
 CURVE_POINTS = 60
 # What a row takes from `run.json` as it stands there.
