@@ -218,11 +218,10 @@ def load_forward(run: Run, device: str, precision: str) -> tuple[Forward, Any]:
 
 
 def _packing(model: MultiTaskModel, pad_id: int) -> Packing | None:
-    if model.pooling == "mean":  # needs all tokens of a row, not the first alone
-        return None
     try:
         _, layers = find_layers(model.encoder, model.network.config)
     except UserError:
         return None
     model.eval()
-    return find_packing(model.network, layers[-1], model.pooled, pad_id)
+    all_tokens = model.pooling == "mean"
+    return find_packing(model.network, layers[-1], model.pooled, pad_id, all_tokens=all_tokens)

@@ -80,17 +80,20 @@ class MultiTaskModel(nn.Module):
         assert isinstance(head, nn.Linear)
         return head
 
-    def pooled(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """(B, D) pooled vectors of padded rows.
+    def pooled(self, inputs: Mapping[str, Any]) -> Tensor:
+        """(B, D) pooled vectors.
 
         Args:
-            inputs: `input_ids`, `attention_mask` and what else the encoder takes, each (B, L).
+            inputs: Of padded rows `input_ids`, `attention_mask` and what else the encoder takes,
+                each (B, L); of packed rows what `packing` says.
         """
         if self.pooling == "auto":
             return self.network(**inputs).logits
         hidden = self.network(**inputs).last_hidden_state
         if self.pooling == "cls":
             return hidden[:, 0]
+        if "segments" in inputs:
+            return inputs["segments"].means(hidden[0])
         mask = inputs["attention_mask"].unsqueeze(-1).to(hidden.dtype)
         return (hidden * mask).sum(dim=1) / mask.sum(dim=1)
 

@@ -8,7 +8,8 @@ Hugging Face encoder do this, and none of them changes its code:
 * position ids that begin anew in each segment;
 * a hook in the last layer that keeps the first token of each segment, (1, T, D) to (B, 1, D), so
   that all that follows sees B rows: the pooler and classification transform in any case, and where
-  the family normalises behind its attention, the last layer's feed-forward network, too.
+  the family normalises behind its attention, the last layer's feed-forward network, too. (Mean
+  pooling reads all tokens: it takes the means of segments instead.)
 
 Whether an encoder allows this is tested, not assumed: `find_packing` compares two segments packed
 with the same segments alone.
@@ -58,10 +59,25 @@ class Group:
 
 @dataclass(frozen=True)
 class Segments:
-    """Where the rows of a packed line begin, and how attention groups them."""
+    """Where the rows of a packed line begin, and how attention groups them.
+
+    Attributes:
+        groups: Rows of similar length.
+        first: (B,) int64 position of each row's first token.
+        lengths: (B,) int64 tokens per row; what follows them fills the line up.
+    """
 
     groups: tuple[Group, ...]
     first: Tensor
+    lengths: Tensor
+
+    def means(self, hidden: Tensor) -> Tensor:
+        """(T, D) vectors of tokens to the (B, D) float32 means of the rows."""
+        rows = torch.arange(len(self.lengths), device=hidden.device)
+        owner = rows.repeat_interleave(self.lengths)
+        sums = hidden.new_zeros(len(rows), hidden.shape[1], dtype=torch.float32)
+        sums = sums.index_add(0, owner, hidden[: len(owner)].float())
+        return sums / self.lengths.unsqueeze(1)
 
 
 def make_segments(
@@ -94,7 +110,8 @@ def make_segments(
                 tokens=torch.from_numpy(places[inside]).to(device),
             )
         )
-    return Segments(tuple(made), torch.from_numpy(starts[:num_rows]).to(device))
+    first, own = (torch.from_numpy(x[:num_rows]).to(device) for x in (starts, lengths))
+    return Segments(tuple(made), first, own)
 
 
 class _SegmentAttention(torch.autograd.Function):
@@ -246,6 +263,8 @@ def find_packing(
     last_layer: nn.Module,
     pooled: Callable[[Mapping[str, Any]], Tensor],
     pad_id: int,
+    *,
+    all_tokens: bool,
 ) -> Packing | None:
     """Prepares an encoder for packed rows, if it gives the same results with them.
 
@@ -259,6 +278,7 @@ def find_packing(
         last_layer: The encoder's last layer.
         pooled: Inputs of the network -> (B, D) pooled vectors.
         pad_id: RoBERTa's positions begin behind it.
+        all_tokens: Whether pooling reads all tokens of a row, not the first alone.
 
     Returns:
         How to call it, or None if its rows must be padded.
@@ -271,13 +291,18 @@ def find_packing(
     lengths = np.array([5, 3])
     ids = torch.tensor([[7, 8, 9, 10, 11, 12, 13, 14]])
     norms = [module for module in last_layer.modules() if isinstance(module, nn.LayerNorm)]
+    places = [None] if all_tokens else [*norms[:1], last_layer]
     AttentionInterface.register(ATTENTION, attention)
     with torch.no_grad():
-        wanted = torch.cat([pooled({"input_ids": row}) for row in (ids[:, :5], ids[:, 5:])])
+        alone = (
+            {"input_ids": row, "attention_mask": torch.ones_like(row)}
+            for row in (ids[:, :5], ids[:, 5:])
+        )
+        wanted = torch.cat([pooled(inputs) for inputs in alone])
         network.set_attn_implementation(ATTENTION)
         segments = make_segments(lengths, [np.array([0, 1])], ids.device, 2)
-        for place in (*norms[:1], last_layer):
-            hooks = _FirstTokens(last_layer, place)
+        for place in places:
+            hooks = _FirstTokens(last_layer, place) if place is not None else None
             for first in (0, pad_id + 1):
                 positions = first + torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2]])
                 inputs = {"input_ids": ids, "position_ids": positions, "segments": segments}
@@ -287,6 +312,7 @@ def find_packing(
                         return Packing(first)
                 except (TypeError, RuntimeError, ValueError, IndexError):
                     pass  # the family takes no such argument or shape: it cannot pack
-            hooks.remove()
+            if hooks is not None:
+                hooks.remove()
         network.set_attn_implementation(before)
     return None
