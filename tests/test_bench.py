@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from outshine import console
 from outshine.model import build_model
 from outshine.tasks import Task
 
@@ -25,6 +26,7 @@ MODULES = ("common", "logits", "pairs", "rate", "run", "tables", "train", "train
 def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Imports a module of bench/ by name."""
     monkeypatch.syspath_prepend(str(BENCH))
+    monkeypatch.setattr(console, "_state", dict(console._state))  # benchmarks are quiet
 
     def module(name: str) -> ModuleType:
         return importlib.import_module(name)
