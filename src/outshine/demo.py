@@ -13,10 +13,10 @@ from outshine.tasks import Task
 SUITE = Path(__file__).parent / "demo_suite"
 TASKS = ("intent", "sentiment", "urgency", "duplicate", "answers")
 
-# Chosen on seeds 1 and 2 among a few, for single-task scores above 60 and less than 5 minutes on
-# 2 cores; the student would gain from more epochs.
+# Chosen on seed 1 among a few, for single-task scores above 60 and less than 5 minutes on 2 cores
+# with bf16; LOG.md, 2026-11-25, has what was tried.
 _SINGLE = {"preset": "small-single", "lr": 3e-4, "epochs": 3.0, "batch_size": 16}
-_MULTI = {"preset": "small-multi", "lr": 2e-4, "epochs": 3.0, "batch_size": 32}
+_MULTI = {"preset": "small-multi", "lr": 4e-4, "layer_decay": 0.8, "epochs": 3.0, "batch_size": 16}
 
 _FRESH = (
     {"text": "Water drips from the ceiling onto your hub and it sparks, what do I do?"},
