@@ -57,7 +57,7 @@ class TrainConfig(BaseModel):
         loss_reduction: `mean` over the weight of the step's rows, or `sum`.
         max_grad_norm: Gradient clipping, 0 for none.
         dropout: Replaces the encoder's hidden dropout; unset: the encoder's own.
-        attention_dropout: Replaces the encoder's attention dropout; unset: the encoder's own.
+        attention_dropout: Replaces the encoder's attention dropout.
         pooling: `auto` is the family's own transform, `cls` and `mean` use the last layer bare.
         init: `encoder` (its weights), `random`, `teachers` (the mean of their encoders, with their
             heads; they are runs with weights), or the folder of a run to start from.
@@ -108,7 +108,7 @@ class TrainConfig(BaseModel):
     loss_reduction: Literal["mean", "sum"] = "mean"
     max_grad_norm: float = Field(1.0, ge=0)
     dropout: float | None = Field(None, ge=0, lt=1)
-    attention_dropout: float | None = Field(None, ge=0, lt=1)
+    attention_dropout: float | None = Field(0.0, ge=0, lt=1)
     pooling: Literal["auto", "cls", "mean"] = "auto"
     init: str = "encoder"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
