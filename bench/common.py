@@ -24,6 +24,7 @@ from outshine import batches, encoders, training
 from outshine.checkpoints import State
 from outshine.config import TrainConfig, resolve
 from outshine.console import set_quiet
+from outshine.demo import demo_tasks
 from outshine.devices import pick_device
 from outshine.optim import adamw, parameter_groups
 from outshine.planning import Plan, prepare
@@ -95,6 +96,15 @@ def ratios(a: Sequence[float], b: Sequence[float]) -> dict[str, Any]:
     """Median of a / b by pairs, and all of them."""
     pairs = [round(x / y, 3) for x, y in zip(a, b, strict=True)]
     return {"median": round(statistics.median(pairs), 3), "pairs": pairs}
+
+
+def five_heads(folder: Path, encoder: str) -> Run:
+    """A run of one step with the demo's five tasks, all of which read the column `text`."""
+    changes = {"text": ("text",), "symmetric": False}
+    tasks = [task.model_copy(update=changes) for task in demo_tasks()]
+    cfg = TrainConfig(encoder=encoder, max_steps=1, device="cpu")
+    with redirect_stdout(sys.stderr):
+        return training.train(tasks, cfg, out=folder / "run")
 
 
 # --- one training -----------------------------------------------------------------------------

@@ -26,6 +26,9 @@ BENCHES = {
     "scaling": "scaling.py",
     "memory": "memory.py",
     "predict": "predict.py",
+    "onnx": "onnx_latency.py",
+    "serve": "serve.py --seconds 600",
+    "stream": "stream.py --rows 100000",
 }
 GPU = "--device cuda --encoder bert-base-shape"
 GPU_BENCHES = {

@@ -1,19 +1,20 @@
 """A served run under load: many clients against one, in a closed loop.
 
-    python bench/serve.py RUN [--clients 50] [--seconds 60] [--serve "--max-wait-ms 0"]
+    python bench/serve.py [RUN] [--clients 50] [--seconds 60] [--serve "--max-wait-ms 0"]
 
-Starts `outshine serve RUN` (with the options given) and asks it, each client over one
-connection and again as soon as it is answered. Every text is asked once; lengths are mixed, from 3
-to 96 words. Prints one JSON object: requests per second, latencies and errors of one client and of
-many, the server's memory, and whether the targets are met: no error, at least twice the throughput
-of one client, p99 at most 2.5 times the mean latency that this throughput means.
+Without RUN it serves an untrained student of five tasks. It starts `outshine serve RUN` (with the
+options given) and asks it, each client over one connection and again as soon as it is answered.
+Every text is asked once; lengths are mixed, from 3 to 96 words. One client asks for at most a
+minute, many for the seconds given. Prints one JSON object: requests per second, latencies and
+errors of one client and of many, the server's memory, and whether the targets are met: no error,
+at least twice the throughput of one client, p99 at most 2.5 times the mean latency that this
+throughput means.
 
 The clients are on the same machine and take their share of it.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import os
@@ -23,12 +24,13 @@ import shlex
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
-import torch
+from common import arguments, conditions, five_heads
 
-from outshine.provenance import device_name
 from outshine.runs import open_run
 
 WORDS = "the my your this camera order refund invoice update login offline again since today"
@@ -120,17 +122,10 @@ async def load(port: int, clients: int, seconds: float, source: Any) -> dict[str
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run")
-    parser.add_argument("--clients", type=int, default=50)
-    parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--serve", default="", metavar="OPTIONS", type=shlex.split)
-    args = parser.parse_args()
-    run = open_run(args.run)
+def measure(run: str, options: list[str], clients: int, seconds: float) -> dict[str, Any]:
+    """One client, and then many."""
     code = "from outshine.cli import main; main()"
-    command = [sys.executable, "-c", code, "serve", args.run, "--port", "0", *args.serve]
-    load_average = os.getloadavg()[0]
+    command = [sys.executable, "-c", code, "serve", run, "--port", "0", *options]
     source = texts()
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
         assert server.stderr
@@ -139,16 +134,12 @@ def main() -> None:
         if not found:
             sys.exit(line + server.stderr.read())
         port = int(found[1])
-        one = asyncio.run(load(port, 1, args.seconds, source))
-        many = asyncio.run(load(port, args.clients, args.seconds, source))
+        one = asyncio.run(load(port, 1, min(seconds, 60), source))
+        many = asyncio.run(load(port, clients, seconds, source))
         server.terminate()
     ratio = many["per_s"] / one["per_s"]
-    most_ms = 2500 * args.clients / many["per_s"]
-    result = {
-        "encoder": run.config()["settings"]["encoder"],
-        "tasks": [task.name for task in run.tasks()],
-        "options": args.serve,
-        "seconds": args.seconds,
+    most_ms = 2500 * clients / many["per_s"]
+    return {
         "one": one,
         "many": many,
         "throughput_ratio": ratio,
@@ -159,11 +150,28 @@ def main() -> None:
             "p99 at most 2.5 x clients / throughput": many["p99_ms"] <= most_ms,
             "exit 0 after SIGTERM": server.returncode == 0,
         },
-        "device": device_name(torch.device("cpu")),
-        "cores": os.cpu_count(),
-        "load_average_before": load_average,
     }
-    print(json.dumps(result, indent=2))
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("run", nargs="?")
+    parser.add_argument("--clients", type=int, default=50)
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--serve", default="", metavar="OPTIONS", type=shlex.split)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        run = open_run(args.run) if args.run else five_heads(Path(folder), args.encoder)
+        args.encoder = run.config()["settings"]["encoder"]
+        about = conditions(args)
+        found = measure(str(run.path), args.serve, args.clients, args.seconds)
+        content = {
+            "tasks": [task.name for task in run.tasks()],
+            "options": args.serve,
+            "seconds": args.seconds,
+            "cores": os.cpu_count(),
+        }
+    print(json.dumps({"bench": "serve"} | about | content | found, indent=2))
 
 
 if __name__ == "__main__":

@@ -1,18 +1,18 @@
 """A long file through `outshine predict`: speed, memory, and a kill -9 in the middle.
 
-    python bench/stream.py RUN [--rows 1000000]
+    python bench/stream.py [RUN] [--rows 1000000]
 
 Writes a JSONL file of so many short texts: those of the demo suite in turn, each with a number, so
 that no two are alike. The run answers it once undisturbed. Then the same command is killed when
 half of the rows are done, and given again. Prints one JSON object: rows per second behind the first
 tenth of the rows, the largest memory of the process seen within each tenth, its peak, and whether
-both outputs have the same bytes. The run needs a task that reads one text; give 100,000 rows or
-more, since they go through in chunks of 2,048. Memory is read from /proc.
+both outputs have the same bytes. Without RUN an untrained student of five tasks answers; a run of
+your own needs a task that reads one text. Give 100,000 rows or more, since they go through in
+chunks of 2,048. Memory is read from /proc.
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
 import filecmp
 import itertools
@@ -26,10 +26,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
+from common import arguments, conditions, five_heads
 
 from outshine.demo import SUITE
-from outshine.provenance import device_name
 from outshine.runs import open_run
 
 
@@ -103,21 +102,21 @@ def kill_and_go_on(run: str, source: Path, output: Path, count: int) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run")
+    parser = arguments(__doc__)
+    parser.add_argument("run", nargs="?")
     parser.add_argument("--rows", type=int, default=1_000_000)
     args = parser.parse_args()
-    run = open_run(args.run)
-    load_average = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        run = open_run(args.run) if args.run else five_heads(folder, args.encoder)
+        args.encoder = run.config()["settings"]["encoder"]
+        about = conditions(args)
         source, calm, killed = (folder / f"{x}.jsonl" for x in ("rows", "calm", "killed"))
         write_rows(source, args.rows)
-        undisturbed = watch(start(args.run, source, calm), calm, args.rows)
-        kept = kill_and_go_on(args.run, source, killed, args.rows)
-        result = {
-            "bench": "stream",
-            "encoder": run.config()["settings"]["encoder"],
+        where = str(run.path)
+        undisturbed = watch(start(where, source, calm), calm, args.rows)
+        kept = kill_and_go_on(where, source, killed, args.rows)
+        content = {
             "tasks": [task.name for task in run.tasks()],
             "rows": args.rows,
             "input_mb": round(source.stat().st_size / 2**20, 1),
@@ -126,12 +125,9 @@ def main() -> None:
                 "kept_rows": kept,
                 "identical": filecmp.cmp(calm, killed, shallow=False),
             },
-            "device": device_name(torch.device("cpu")),
             "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "load_average_before": load_average,
         }
-    print(json.dumps(result, indent=2))
+    print(json.dumps({"bench": "stream"} | about | content, indent=2))
 
 
 if __name__ == "__main__":

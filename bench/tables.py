@@ -74,6 +74,31 @@ def gain(found: Found) -> str:
     return shown(found["processes"]["gain"] if "processes" in found else found["ratio"])
 
 
+def heads_cost(found: Found) -> str:
+    heads = found["heads"]
+    ratio = {"median": heads["five_to_one"], "pairs": heads["five_to_one_of_pairs"]}
+    return f"{shown(ratio)}, {heads['texts_per_s']['five']:,.0f} texts/s"
+
+
+def served(found: Found) -> str:
+    many = found["many"]
+    return (
+        f"{many['errors']} errors of {many['requests']:,}; {found['throughput_ratio']:.2f} x one; "
+        f"p99 {many['p99_ms']:,.0f} ms of {found['p99_limit_ms']:,.0f}; "
+        f"memory {many['memory_mb'][1]:,.0f} to {many['memory_mb'][-1]:,.0f} MB"
+    )
+
+
+def streamed(found: Found) -> str:
+    calm = found["undisturbed"]
+    memory = calm["memory_mb"]
+    same = "the same" if found["killed"]["identical"] else "OTHER"
+    return (
+        f"{found['rows']:,} rows at {calm['rows_per_s']:,.0f} rows/s; {memory[1]:,} to "
+        f"{memory[-1]:,} MB; {same} bytes after kill -9"
+    )
+
+
 TRAIN = "training, MNLI rows, batch"
 BASE = "training, BERT-base shape, mixed GLUE, batch"
 GOALS: list[tuple[str, str, str, Callable[[Found], str | None]]] = [
@@ -91,6 +116,10 @@ GOALS: list[tuple[str, str, str, Callable[[Found], str | None]]] = [
     ("1, 4 and 16 times the rows", "linear", "scaling", row_costs),
     ("50 tasks instead of 1", "1.10 x", "scaling", task_costs),
     ("2 processes of one thread against 1, batch 128", "1.7 x", "scaling", gain),
+    ("five tasks of one text against one task", "1.10 x", "predict", heads_cost),
+    ("ONNX Runtime against the packed path, batch 1", "1.20 x", "onnx", gain),
+    ("50 clients, 10 minutes", "no error, 2 x one, p99, memory", "serve", served),
+    ("`predict` streams a file", "memory does not grow", "stream", streamed),
 ]
 
 
