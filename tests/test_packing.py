@@ -20,7 +20,8 @@ from outshine.batches import Rows
 from outshine.depths import find_layers
 from outshine.forward import LINE_MULTIPLE, Forward, make_forward
 from outshine.model import build_model
-from outshine.packing import attention, make_segments
+from outshine.packing import attention
+from outshine.segments import Segments
 from outshine.tasks import Task
 
 Checkpoint = Callable[[str], Path]
@@ -103,7 +104,7 @@ def test_the_last_feed_forward_network_sees_first_tokens_alone_behind_a_post_nor
     wide[0].register_forward_hook(lambda module, args, output: sizes.append(args[0][..., 0]))
     with torch.no_grad():
         forward.pooled(some_rows())
-    num_tokens = sum(LENGTHS) - sum(LENGTHS) % -LINE_MULTIPLE
+    num_tokens = sum(LENGTHS) - sum(LENGTHS) % -LINE_MULTIPLE["fp32"]
     assert [size.numel() for size in sizes] == [
         num_tokens if family == "modernbert" else len(LENGTHS)
     ]
@@ -153,7 +154,7 @@ def test_local_attention_stops_at_its_window() -> None:
     # with equal scores and values 0, 1, 2, ... each token becomes the mean of those it sees
     value = torch.arange(7.0).view(1, 1, 7, 1)
     zeros = torch.zeros_like(value)
-    segments = make_segments(np.array([5, 2]), [np.array([0, 1])], CPU, 2)
+    segments = Segments(np.array([5, 2]), 2, CPU, lambda _: [np.array([0, 1])])
     out, _ = attention(
         nn.Identity(), zeros, zeros, value, None, segments=segments, sliding_window=2
     )
@@ -216,7 +217,7 @@ def test_replaced_dropout_layers_stay_in_the_mode_they_were_in() -> None:
 def packed_attention(q: Tensor, k: Tensor, v: Tensor, p: float) -> Tensor:
     """(T, H, d) attention of rows of 4, 1 and 3 tokens."""
     lengths = np.array([4, 1, 3])
-    segments = make_segments(lengths, [np.array([0, 2]), np.array([1])], CPU, 3)
+    segments = Segments(lengths, 3, CPU, lambda _: [np.array([0, 2]), np.array([1])])
     q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
     return attention(nn.Identity(), q, k, v, None, dropout=p, segments=segments)[0][0]
 

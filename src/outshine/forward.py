@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,19 +22,21 @@ from outshine.dropout import use_fast_dropout
 from outshine.embedding import use_row_gradients
 from outshine.errors import UserError
 from outshine.model import MultiTaskModel, load_model, token_inputs
-from outshine.packing import Packing, find_packing, make_segments
+from outshine.packing import Packing, find_packing
 from outshine.runs import Run
+from outshine.segments import Segments
 
 # Most tokens of one pass: bounds memory, and on CPUs keeps activations near the caches.
 MAX_TOKENS = {"cpu": 8192, "cuda": 65536}
-# The fixed cost of one padded micro-batch, or of one attention call over a group of packed rows,
-# in units of the work for one more padded token; measured with bench/train.py.
+# The fixed cost of one padded micro-batch, in units of the work for one more padded token; measured
+# with bench/train.py.
 MICRO_BATCH_PRICE = {"cpu": 128, "cuda": 4096}
+# The same of one attention call over a group of packed rows.
 GROUP_PRICE = 64
-# A packed line is filled up to a multiple of so many tokens. oneDNN compiles a kernel for every
-# new shape and keeps the last 1,024: without this a bf16 run on a CPU spends a tenth of a small
+# A packed line is filled up to a multiple of so many tokens. In bf16 oneDNN compiles a kernel for
+# every new shape and keeps the last 1,024: without this a run on a CPU spends a tenth of a small
 # encoder's step on compiling, and 600 MB on what it compiled (bench/memory.py).
-LINE_MULTIPLE = 64
+LINE_MULTIPLE = {"fp32": 8, "bf16": 64}
 
 
 @dataclass
@@ -138,7 +141,7 @@ class Forward:
 
     def _packed(self, rows: Rows, packing: Packing) -> dict[str, Any]:
         num_rows, num_tokens = len(rows.lengths), len(rows.tokens)
-        filler = -num_tokens % LINE_MULTIPLE
+        filler = -num_tokens % LINE_MULTIPLE[self.precision]
         lengths = np.append(rows.lengths, filler) if filler else rows.lengths
         starts = np.cumsum(lengths) - lengths
         positions = np.arange(num_tokens + filler) - np.repeat(starts, lengths)
@@ -152,8 +155,8 @@ class Forward:
         tensors: dict[str, Any] = {
             name: torch.from_numpy(x).unsqueeze(0).to(self.device) for name, x in inputs.items()
         }
-        groups = cut(lengths, self.budget.tokens, GROUP_PRICE)
-        tensors["segments"] = make_segments(lengths, groups, self.device, num_rows)
+        groups = partial(cut, max_tokens=self.budget.tokens, price=GROUP_PRICE)
+        tensors["segments"] = Segments(lengths, num_rows, self.device, groups)
         return tensors
 
 
@@ -172,7 +175,7 @@ def make_forward(
     Args:
         model: From `build_model`, `load_model` or `classifier_model`.
         tokenizer: Its tokenizer; checked against the word embedding.
-        device: Where to compute. Rows are packed on the CPU, and padded elsewhere.
+        device: Where to compute.
         precision: `fp32` or `bf16`.
         max_tokens: Most tokens per pass, 0 for the device's default.
         plain: Leaves embedding, dropout and attention as the family has them (for torch.compile
@@ -189,9 +192,11 @@ def make_forward(
         use_fast_dropout(model)
         if not wrapped:
             use_row_gradients(model, model.encoder.get_input_embeddings())
+    model.to(device)
+    if not plain:
         packing = _packing(model, pad_id)
     return Forward(
-        model=model.to(device),
+        model=model,
         pad_id=pad_id,
         takes_types=takes_types,
         device=device,

@@ -6,22 +6,22 @@ Hugging Face encoder do this, and none of them changes its code:
 * an attention function, registered with transformers, that reads the table of segments handed
   through the encoder's keyword arguments;
 * position ids that begin anew in each segment;
-* a hook in the last layer that keeps the first token of each segment, (1, T, D) to (B, 1, D), so
-  that all that follows sees B rows: the pooler and classification transform in any case, and where
-  the family normalises behind its attention, the last layer's feed-forward network, too. (Mean
-  pooling reads all tokens: it takes the means of segments instead.)
+* hooks in the last layer. Behind it only the first token of each segment is read, so its
+  attention asks for these tokens alone, and as early as the family allows they are all that is
+  kept, (1, T, D) to (B, 1, D): what follows sees B rows. (Mean pooling reads all tokens: it takes
+  the means of segments instead.)
 
 Whether an encoder allows this is tested, not assumed: `find_packing` compares two segments packed
 with the same segments alone.
 
-Shapes: B rows, T tokens of all rows, H heads, d features of a head, D features of a token;
-a group of b rows of similar length is a rectangle of b x L places.
+Shapes are those of `segments`; D features of a token.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,89 +29,15 @@ import torch
 from torch import Tensor, nn
 
 from outshine.dropout import keep_factors
+from outshine.segments import Group, Rectangles, Segments
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ATTENTION = "outshine_packed"
 TOLERANCE = 1e-4
-
-
-@dataclass(frozen=True)
-class Group:
-    """Rows of similar length, whose attention is computed as one rectangle.
-
-    Attributes:
-        places: (b * L,) int64 position in the packed line of each place; padding repeats the
-            row's first token.
-        shape: (b, L).
-        bias: (b, 1, 1, L) float32, 0 for tokens and -inf for padding; None without padding.
-        valid: (n,) int64 places of the rectangle that hold tokens; None without padding.
-        tokens: (n,) int64 their positions in the packed line.
-    """
-
-    places: Tensor
-    shape: tuple[int, int]
-    bias: Tensor | None
-    valid: Tensor | None
-    tokens: Tensor
-
-
-@dataclass(frozen=True)
-class Segments:
-    """Where the rows of a packed line begin, and how attention groups them.
-
-    Attributes:
-        groups: Rows of similar length.
-        first: (B,) int64 position of each row's first token.
-        lengths: (B,) int64 tokens per row; what follows them fills the line up.
-    """
-
-    groups: tuple[Group, ...]
-    first: Tensor
-    lengths: Tensor
-
-    def means(self, hidden: Tensor) -> Tensor:
-        """(T, D) vectors of tokens to the (B, D) float32 means of the rows."""
-        rows = torch.arange(len(self.lengths), device=hidden.device)
-        owner = rows.repeat_interleave(self.lengths)
-        sums = hidden.new_zeros(len(rows), hidden.shape[1], dtype=torch.float32)
-        sums = sums.index_add(0, owner, hidden[: len(owner)].float())
-        return sums / self.lengths.unsqueeze(1)
-
-
-def make_segments(
-    lengths: np.ndarray, groups: Sequence[np.ndarray], device: torch.device, num_rows: int
-) -> Segments:
-    """Index tables for rows that stand one after another.
-
-    Args:
-        lengths: Tokens per row.
-        groups: Rows of each group, from `batches.cut`.
-        device: Where the tables are needed.
-        num_rows: B, the rows that are wanted; what follows them only fills the line up.
-    """
-    starts = np.zeros(len(lengths), np.int64)
-    np.cumsum(lengths[:-1], out=starts[1:])
-    made = []
-    for rows in groups:
-        width = int(lengths[rows].max())
-        offsets = np.arange(width)
-        inside = offsets[None, :] < lengths[rows][:, None]
-        places = starts[rows][:, None] + np.where(inside, offsets[None, :], 0)
-        full = bool(inside.all())
-        bias = np.where(inside, np.float32(0), np.float32(-np.inf))[:, None, None, :]
-        made.append(
-            Group(
-                places=torch.from_numpy(places.ravel()).to(device),
-                shape=(len(rows), width),
-                bias=None if full else torch.from_numpy(bias).to(device),
-                valid=None if full else torch.from_numpy(np.flatnonzero(inside)).to(device),
-                tokens=torch.from_numpy(places[inside]).to(device),
-            )
-        )
-    first, own = (torch.from_numpy(x[:num_rows]).to(device) for x in (starts, lengths))
-    return Segments(tuple(made), first, own)
+# From so many tokens on, attention's probabilities are computed again for the backward pass.
+LONG = 256
 
 
 class _SegmentAttention(torch.autograd.Function):
@@ -131,65 +57,113 @@ class _SegmentAttention(torch.autograd.Function):
         scale: float,
         dropout: float,
         window: int | None,
+        heads_only: bool,
     ) -> Tensor:
         """q, k, v: (T, H, d); returns (T, H, d) in the same dtype."""
-        out = torch.empty_like(v)
-        saved = []
+        tables = segments.rectangles
+        parts, saved = [], []
+        sides = (tables.folded(q, heads_only), tables.folded(k), tables.folded(v))
         with torch.autocast(q.device.type, enabled=False):
-            for group in segments.groups:
-                q_g, k_g, v_g = (_rectangle(x, group) for x in (q, k, v))
-                scores = torch.matmul(q_g, k_g.transpose(-1, -2)).mul_(scale)
-                if group.bias is not None:
-                    scores += group.bias
-                if window is not None and group.shape[1] > window:
-                    place = torch.arange(group.shape[1], device=q.device)
-                    far = (place[:, None] - place[None, :]).abs() >= window
-                    # finite, for padding may see no token within its window
-                    scores.masked_fill_(far, torch.finfo(torch.float32).min)
-                probs = scores.softmax(dim=-1)
+            for group, q_g, k_g, v_g in zip(tables.groups, *sides, strict=True):
+                probs = _probabilities(q_g, k_g, group, scale, window)
                 keep = keep_factors(probs.shape, dropout, probs) if dropout else None
-                dropped = probs * keep if keep is not None else probs
-                _put(out, torch.matmul(dropped, v_g), group)
-                saved += [q_g, k_g, v_g, probs, keep]
+                parts.append(torch.matmul(probs if keep is None else probs * keep, v_g))
+                saved += [q_g, k_g, v_g, None if group.shape[1] >= LONG else probs, keep]
         ctx.save_for_backward(*saved)
-        ctx.segments, ctx.scale = segments, scale
-        return out
+        ctx.tables, ctx.scale, ctx.window, ctx.heads_only = tables, scale, window, heads_only
+        return tables.unfolded(parts, v, heads_only)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        grad_out = grads[0]
-        grad_q, grad_k, grad_v = (torch.empty_like(grad_out) for _ in range(3))
-        saved = ctx.saved_tensors
-        for i, group in enumerate(ctx.segments.groups):
-            q_g, k_g, v_g, probs, keep = saved[5 * i : 5 * i + 5]
-            grad_g = _rectangle(grad_out, group)
-            if group.valid is not None:
+        tables: Rectangles = ctx.tables
+        grad_q, grad_k, grad_v = [], [], []
+        for i, (group, grad_g) in enumerate(
+            zip(tables.groups, tables.folded(grads[0], ctx.heads_only), strict=True)
+        ):
+            q_g, k_g, v_g, probs, keep = ctx.saved_tensors[5 * i : 5 * i + 5]
+            if probs is None:
+                probs = _probabilities(q_g, k_g, group, ctx.scale, ctx.window)
+            if group.bias is not None and not ctx.heads_only:
                 # padding repeats real tokens, whose gradient must count once
                 grad_g = grad_g * (group.bias == 0).squeeze(1).unsqueeze(-1)
-            dropped = probs * keep if keep is not None else probs
-            _put(grad_v, torch.matmul(dropped.transpose(-1, -2), grad_g), group)
+            dropped = probs if keep is None else probs * keep
+            grad_v.append(torch.matmul(dropped.transpose(-1, -2), grad_g))
             grad_p = torch.matmul(grad_g, v_g.transpose(-1, -2))
             if keep is not None:
                 grad_p *= keep
             grad_s = torch._softmax_backward_data(grad_p, probs, -1, torch.float32)
             grad_s *= ctx.scale
-            _put(grad_q, torch.matmul(grad_s, k_g), group)
-            _put(grad_k, torch.matmul(grad_s.transpose(-1, -2), q_g), group)
-        return grad_q, grad_k, grad_v, None, None, None, None
+            grad_q.append(torch.matmul(grad_s, k_g))
+            grad_k.append(torch.matmul(grad_s.transpose(-1, -2), q_g))
+        like = grads[0]
+        return (
+            tables.unfolded(grad_q, like, ctx.heads_only),
+            tables.unfolded(grad_k, like),
+            tables.unfolded(grad_v, like),
+            *[None] * 5,
+        )
 
 
-def _rectangle(x: Tensor, group: Group) -> Tensor:
-    """(T, H, d) to (b, H, L, d) float32, contiguous."""
-    taken = x.index_select(0, group.places).view(*group.shape, *x.shape[1:])
-    return taken.transpose(1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+def _probabilities(
+    q_g: Tensor, k_g: Tensor, group: Group, scale: float, window: int | None
+) -> Tensor:
+    """(b, H, L or 1, L) of queries q_g (b, H, L or 1, d) and keys k_g (b, H, L, d)."""
+    scores = torch.matmul(q_g, k_g.transpose(-1, -2)).mul_(scale)
+    if group.bias is not None:
+        scores += group.bias
+    if window is not None and group.shape[1] > window:
+        place = torch.arange(group.shape[1], device=q_g.device)
+        far = (place[: scores.shape[2], None] - place[None, :]).abs() >= window
+        # finite, for padding may see no token within its window
+        scores.masked_fill_(far, torch.finfo(torch.float32).min)
+    return scores.softmax(dim=-1)
 
 
-def _put(target: Tensor, x: Tensor, group: Group) -> None:
-    """Writes the tokens of (b, H, L, d) to their lines of (T, H, d)."""
-    flat = x.transpose(1, 2).reshape(-1, *target.shape[1:])
-    if group.valid is not None:
-        flat = flat.index_select(0, group.valid)
-    target.index_copy_(0, group.tokens, flat.to(target.dtype))
+def _varlen(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    segments: Segments,
+    scale: float,
+    window: int | None,
+    heads_only: bool,
+) -> Tensor:
+    """The same without dropout by torch's kernel for rows of any length, in half precision."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    bounds, longest = segments.bounds, int(segments.lengths.max())
+    more = {} if window is None else {"window_size": (window - 1, window - 1)}
+    if not heads_only:
+        return varlen_attn(q, k, v, bounds, bounds, longest, longest, scale=scale, **more)
+    heads = bounds[:-1].long()
+    each = torch.arange(len(bounds), dtype=bounds.dtype, device=bounds.device)
+    out = varlen_attn(q[heads], k, v, each, bounds, 1, longest, scale=scale, **more)
+    return torch.zeros_like(v).index_copy(0, heads, out)
+
+
+def _one_group(lengths: np.ndarray) -> list[np.ndarray]:
+    return [np.arange(len(lengths))]
+
+
+@cache
+def _has_varlen(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether that kernel is there, takes the dtype, and agrees with the rectangles."""
+    if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
+        return False
+    q, k, v = torch.arange(3 * 8 * 64.0, device=device).sin().to(dtype).view(3, 8, 1, 64)
+    segments = Segments(np.array([5, 3]), 2, device, _one_group)
+    try:
+        with torch.no_grad():
+            found = [_varlen(q, k, v, segments, 0.125, None, heads) for heads in (False, True)]
+    except (ImportError, NotImplementedError, RuntimeError, TypeError, ValueError):
+        return False
+    wanted = [
+        _SegmentAttention.apply(q, k, v, segments, 0.125, 0.0, None, heads)
+        for heads in (False, True)
+    ]
+    return all(
+        bool((a.float() - b.float()).abs().max() < 0.02) for a, b in zip(found, wanted, strict=True)
+    )
 
 
 def attention(
@@ -202,13 +176,15 @@ def attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     segments: Segments | None = None,
+    heads_only: bool = False,
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention as transformers calls it: (1, H, T, d) in, (1, T, H, d) out.
 
-    Without `segments` it is transformers' own scaled-dot-product attention. With a sliding window
-    (ModernBERT's local layers) a token sees those less than `sliding_window` places away.
+    Without `segments` it is transformers' own scaled-dot-product attention. With `heads_only` the
+    result is 0 but at the first token of each segment. With a sliding window (ModernBERT's local
+    layers) a token sees those less than `sliding_window` places away.
     """
     if segments is None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -217,34 +193,40 @@ def attention(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )
         return out, None
-    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
     scale = scaling if scaling is not None else q.shape[-1] ** -0.5
-    out = _SegmentAttention.apply(q, k, v, segments, scale, dropout, sliding_window)
+    if not dropout and _has_varlen(q.device, q.dtype):
+        out = _varlen(q, k, v, segments, scale, sliding_window, heads_only)
+    else:
+        out = _SegmentAttention.apply(q, k, v, segments, scale, dropout, sliding_window, heads_only)
     return out.unsqueeze(0), None
 
 
 class _FirstTokens:
     """Hooks that keep the first token of each segment, when rows are packed."""
 
-    def __init__(self, last_layer: nn.Module, place: nn.Module) -> None:
-        """Cuts behind `place`, which is `last_layer` or inside it."""
+    def __init__(self, last_layer: nn.Module, place: nn.Module, before: bool) -> None:
+        """Cuts the inputs of `place` if `before`, else its output; it is in `last_layer`."""
         self.first: Tensor | None = None
-        self.handles = (
-            last_layer.register_forward_pre_hook(self._enter, with_kwargs=True),
-            place.register_forward_hook(self._cut),
-        )
+        entering = last_layer.register_forward_pre_hook(self._enter, with_kwargs=True)
+        if before:
+            cutting = place.register_forward_pre_hook(lambda _module, args: self._cut(args))
+        else:
+            cutting = place.register_forward_hook(lambda _module, _args, out: self._cut(out))
+        self.handles = (entering, cutting)
 
-    def _enter(self, _module: nn.Module, _args: Any, kwargs: Mapping[str, Any]) -> None:
+    def _enter(self, _module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         segments = kwargs.get("segments")
         self.first = None if segments is None else segments.first
+        return None if segments is None else (args, kwargs | {"heads_only": True})
 
-    def _cut(self, _module: nn.Module, _args: Any, output: Any) -> Any:
-        """(1, T, D) to (B, 1, D)."""
+    def _cut(self, given: Any) -> Any:
+        """(1, T, D) to (B, 1, D), of one tensor or all of a tuple."""
         if self.first is None:
             return None
-        hidden = output[0] if isinstance(output, tuple) else output
-        taken = hidden[0].index_select(0, self.first).unsqueeze(1)
-        return (taken, *output[1:]) if isinstance(output, tuple) else taken
+        if isinstance(given, tuple):
+            return tuple(map(self._cut, given))
+        return given.squeeze(0).index_select(0, self.first).unsqueeze(1)
 
     def remove(self) -> None:
         for handle in self.handles:
@@ -288,10 +270,9 @@ def find_packing(
     if not getattr(network, "_supports_attention_backend", False):
         return None
     before = network.config._attn_implementation
-    lengths = np.array([5, 3])
-    ids = torch.tensor([[7, 8, 9, 10, 11, 12, 13, 14]])
-    norms = [module for module in last_layer.modules() if isinstance(module, nn.LayerNorm)]
-    places = [None] if all_tokens else [*norms[:1], last_layer]
+    device = network.device
+    ids = torch.tensor([[7, 8, 9, 10, 11, 12, 13, 14]], device=device)
+    places = [None] if all_tokens else [*_ways_out(last_layer)]
     AttentionInterface.register(ATTENTION, attention)
     with torch.no_grad():
         alone = (
@@ -300,19 +281,35 @@ def find_packing(
         )
         wanted = torch.cat([pooled(inputs) for inputs in alone])
         network.set_attn_implementation(ATTENTION)
-        segments = make_segments(lengths, [np.array([0, 1])], ids.device, 2)
+        segments = Segments(np.array([5, 3]), 2, device, _one_group)
         for place in places:
-            hooks = _FirstTokens(last_layer, place) if place is not None else None
+            hooks = _FirstTokens(last_layer, *place) if place is not None else None
             for first in (0, pad_id + 1):
-                positions = first + torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2]])
+                positions = first + torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2]], device=device)
                 inputs = {"input_ids": ids, "position_ids": positions, "segments": segments}
                 try:
                     found = pooled(inputs)
                     if found.shape == wanted.shape and (found - wanted).abs().max() < TOLERANCE:
                         return Packing(first)
-                except (TypeError, RuntimeError, ValueError, IndexError):
+                except (AttributeError, TypeError, RuntimeError, ValueError, IndexError):
                     pass  # the family takes no such argument or shape: it cannot pack
             if hooks is not None:
                 hooks.remove()
         network.set_attn_implementation(before)
     return None
+
+
+def _ways_out(last_layer: nn.Module) -> Iterator[tuple[nn.Module, bool]]:
+    """Where first tokens may be kept alone (and whether before or behind), the earliest first.
+
+    Before the module with the first normalisation (in BERT's family it begins with the
+    projection of attention's output), behind that normalisation, behind the layer.
+    """
+    for parent in last_layer.modules():
+        for child in parent.children():
+            if isinstance(child, nn.LayerNorm):
+                yield parent, True
+                yield child, False
+                yield last_layer, False
+                return
+    yield last_layer, False
