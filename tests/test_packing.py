@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer
 
 from families import FAMILIES, PACKED, PADDED
-from outshine import dropout
+from outshine import dropout, packing
 from outshine.batches import Rows
 from outshine.depths import find_layers
 from outshine.forward import LINE_MULTIPLE, Forward, make_forward
@@ -148,6 +149,83 @@ def test_segment_ids_reach_the_encoders_that_take_them(checkpoint: Checkpoint) -
         with torch.no_grad():
             same = torch.equal(forward.pooled(rows), forward.pooled(flat))
         assert same is not takes
+
+
+@pytest.mark.parametrize("family", PACKED)
+def test_the_last_attention_asks_for_first_tokens_alone(
+    family: str, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    real = packing._probabilities
+
+    def counting(q_g: Tensor, *rest: Any) -> Tensor:
+        asked.append(q_g.shape[2])
+        return real(q_g, *rest)
+
+    forward = make(checkpoint(family), plain=False)
+    monkeypatch.setattr(packing, "_probabilities", counting)
+    with torch.no_grad():
+        forward.pooled(some_rows())
+    layers = forward.model.network.config.num_hidden_layers
+    last = asked[-(len(asked) // layers) :]
+    assert len(asked) % layers == 0
+    assert set(last) == {1}
+    assert 1 not in asked[: -len(last)]
+
+
+def test_attention_of_long_rows_has_the_gradients_of_short_ones(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, wanted = with_gradients(make(checkpoint("bert"), plain=False), some_rows())
+    monkeypatch.setattr(packing, "LONG", 10)
+    _, gradients = with_gradients(make(checkpoint("bert"), plain=False), some_rows())
+    for name, gradient in gradients.items():
+        assert torch.equal(gradient, wanted[name]), name
+
+
+def by_segment(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bounds_q: Tensor,
+    bounds_k: Tensor,
+    longest_q: int,
+    longest_k: int,
+    *,
+    scale: float,
+    window_size: tuple[int, int] = (-1, -1),
+) -> Tensor:
+    """What torch's kernel for rows of any length computes, which no CPU has; (T, H, d)."""
+    assert (bounds_q.dtype, bounds_k.dtype) == (torch.int32, torch.int32)
+    assert longest_q == bounds_q.diff().max()
+    assert longest_k == bounds_k.diff().max()
+    out = []
+    for i in range(len(bounds_q) - 1):
+        own, seen = (slice(*b[i : i + 2].tolist()) for b in (bounds_q, bounds_k))
+        scores = torch.einsum("qhd,khd->hqk", q[own], k[seen]) * scale
+        if window_size[0] >= 0:
+            # the last query stands beside the last key, also where there are fewer queries
+            place = torch.arange(scores.shape[-1])
+            far = (place[-scores.shape[1] :, None] - place[None, :]).abs() > window_size[0]
+            scores = scores.masked_fill(far, -torch.inf)
+        out.append(torch.einsum("hqk,khd->qhd", scores.softmax(-1), v[seen]))
+    return torch.cat(out)
+
+
+@pytest.mark.parametrize("family", PACKED)
+def test_a_kernel_for_rows_of_any_length_gives_the_same(
+    family: str, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, gradients = with_gradients(make(checkpoint(family), plain=False), some_rows())
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", by_segment)
+    monkeypatch.setattr(packing, "_has_varlen", lambda device, dtype: True)
+    monkeypatch.setattr(packing, "_probabilities", None)  # the rectangles are not used
+    wanted, other = with_gradients(make(checkpoint(family), plain=False), some_rows())
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+    assert gradients.keys() == other.keys()
+    for name, gradient in gradients.items():
+        if not is_key_bias(name):
+            assert (gradient - other[name]).norm() <= 1e-5 * other[name].norm(), name
 
 
 def test_local_attention_stops_at_its_window() -> None:

@@ -26,8 +26,10 @@ def seed(value: int) -> None:
 def keep_factors(shape: torch.Size, p: float, like: Tensor) -> Tensor:
     """Independent factors, 0 with probability p and else 1 / (1 - p), in `like`'s dtype.
 
-    Probabilities are multiples of 2**-16; the factor is the exact inverse of the one used.
+    On a CPU probabilities are multiples of 2**-16; the factor is the exact inverse of the one used.
     """
+    if like.device.type != "cpu":
+        return like.new_empty(shape).bernoulli_(1 - p).div_(1 - p)
     threshold = round(p * _LEVELS)
     count = int(np.prod(shape))
     raw = _generator.random_raw((count + 3) // 4).view(np.int16)[:count]

@@ -133,7 +133,7 @@ def _varlen(
 
     bounds, longest = segments.bounds, int(segments.lengths.max())
     more = {} if window is None else {"window_size": (window - 1, window - 1)}
-    if not heads_only:
+    if not heads_only or window is not None:  # it would count the window from the last token
         return varlen_attn(q, k, v, bounds, bounds, longest, longest, scale=scale, **more)
     heads = bounds[:-1].long()
     each = torch.arange(len(bounds), dtype=bounds.dtype, device=bounds.device)
@@ -147,7 +147,7 @@ def _one_group(lengths: np.ndarray) -> list[np.ndarray]:
 
 @cache
 def _has_varlen(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether that kernel is there, takes the dtype, and agrees with the rectangles."""
+    """Whether that kernel is there and agrees with the rectangles; it is asked once."""
     if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
         return False
     q, k, v = torch.arange(3 * 8 * 64.0, device=device).sin().to(dtype).view(3, 8, 1, 64)

@@ -371,7 +371,8 @@ def describe(plan: Plan) -> None:
     say(
         f"{mixture.num_steps:,} steps of {mixture.batch_size} rows, about {tokens:,.0f} tokens; "
         f"lr {cfg.lr:g}, {plan.forward.precision} on {plan.forward.device}, "
-        f"{torch.get_num_threads()} threads"
+        f"{torch.get_num_threads()} threads, "
+        + ("packed rows" if plan.forward.packing else "rows of similar length padded together")
     )
     for task in plan.tasks:
         if not task.dev_splits:
