@@ -21,6 +21,7 @@ from outshine import workers
 from outshine.cli import app
 from outshine.data import folds
 from outshine.errors import UserError, WorldError
+from outshine.files import map_arrays, write_arrays
 from outshine.findings import compare, report_data
 from outshine.launch import run_study
 from outshine.plan import plan_facts
@@ -29,6 +30,7 @@ from outshine.results import ROWS, append_row, read_rows
 from outshine.runs import Run
 from outshine.study import Study, chosen_seeds, open_study, read_study, to_make
 from studies import alike, slow_text, start, study_text, wait_for, write_study
+from test_training import interrupt_at
 
 
 @pytest.fixture(scope="module")
@@ -326,6 +328,56 @@ def test_rows_are_taken_from_studies_alone(file: Path, tmp_path: Path) -> None:
     assert caught.value.message == (
         f"cannot take rows from {tmp_path}: no rows.jsonl in it, expected a study's folder"
     )
+
+
+@pytest.fixture
+def stopped(tmp_path: Path, encoder: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    """A study that a worker has begun, stopped in the middle of a finetuned run."""
+    text = study_text(encoder, "seeds = 1", arms='["multi+finetune"]')
+    study = open_study(write_study(tmp_path, text))
+    studying.begin(study)
+
+    real = workers.train
+
+    def train(*args: Any, **kwargs: Any) -> Run:
+        with monkeypatch.context() as patch:
+            if args[1].init != "encoder":
+                interrupt_at(patch, 1)
+            return real(*args, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(workers, "train", train)
+        workers.serve(workers.request(study, [1], None), lambda event: None)
+    assert list(study.path.glob("runs/multi-finetune-*/checkpoint/state.safetensors"))
+    return study
+
+
+def test_a_finetuned_run_goes_on_where_the_folder_is_spelled_otherwise(
+    stopped: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(stopped.path.parent)
+    study = run_study("tiny.toml")
+    assert study.path == Path("tiny")
+    resumed = [Run(study.path / n.folder).info()["resumed"] for n in study.graph.nodes.values()]
+    assert sum(resumed) == 1
+
+
+def test_a_run_begun_with_another_precision_begins_anew(
+    stopped: Study, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (path,) = stopped.path.glob("runs/multi-finetune-*/checkpoint/state.safetensors")
+    arrays, header = map_arrays(path)
+    header["identity"]["precision"] = "bf16"
+    write_arrays(path, {name: np.array(values) for name, values in arrays.items()}, header)
+    study = run_study(stopped.path)
+    assert len(study.rows()) == len(study.graph.nodes) == 3
+    assert not any(
+        Run(study.path / node.folder).info()["resumed"] for node in study.graph.nodes.values()
+    )
+    assert (
+        f"note: cannot go on with the run {path.parent.parent}: precision was bf16, is fp32; "
+        "it begins anew\n"
+    ) in capsys.readouterr().err
 
 
 # --- policies -----------------------------------------------------------------------------------

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from outshine.checkpoints import State
-from outshine.console import watched
+from outshine.console import say, watched
 from outshine.data import folds
 from outshine.degenerate import DIVERGED, curve, reasons
-from outshine.errors import DivergedError, OutshineError, UserError, WorldError
+from outshine.errors import DivergedError, OtherRunError, OutshineError, UserError, WorldError
 from outshine.evaluation import table_metrics
 from outshine.files import digest, write_json
 from outshine.graph import Node
@@ -27,7 +27,7 @@ from outshine.planning import Plan, prepare
 from outshine.predictions import Predictions
 from outshine.provenance import provenance
 from outshine.results import Claims, Row, append_row
-from outshine.runs import FORMAT, Run, locked
+from outshine.runs import FORMAT, Run, locked, start_anew
 from outshine.study import Study, open_study, serves, settled, to_make
 from outshine.tasks import kind_of
 from outshine.training import train
@@ -150,8 +150,13 @@ def _make(study: Study, node: Node, notify: Notify) -> None:
     children = [c for c in study.graph.children(node) if c.id not in rows]
     run = Run(study.path / node.folder)
     if not (run.is_complete and all(serves(study, node, child) for child in children)):
-        with watched(tell):
-            run = _train(study, node, children, rows, force=run.is_complete)
+        try:
+            with watched(tell):
+                run = _train(study, node, children, rows, force=run.is_complete)
+        except OtherRunError as error:  # it was begun with another precision, or other versions
+            say(f"note: {error.message}; it begins anew")
+            start_anew(run)
+            return _make(study, node, notify)
     if node.id not in rows:
         append_row(study.path, _row(node, run, rows, time.monotonic() - begin))
     rows = study.rows()
