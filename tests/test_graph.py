@@ -129,6 +129,23 @@ def test_out_of_fold_teachers_each_lack_a_fold(tmp_path: Path) -> None:
     assert len({node.id for node in [*taught_by, the_run(graph, "single")]}) == 4
 
 
+@pytest.mark.parametrize("fewer", ["max_train_rows = 8", "symmetric = false"])
+def test_folds_that_do_not_answer_all_rows_of_their_student_are_refused(
+    tmp_path: Path, fewer: str
+) -> None:
+    keys = 'tasks = ["duplicate.toml", "tickets.toml"]\nteachers = "out-of-fold:2"'
+    text = study_text("enc", f"{keys}\n\n[stage.single.task.duplicate]\n{fewer}\n")
+    with pytest.raises(UserError) as caught:
+        graph_of(tmp_path, text)
+    assert caught.value.message == (
+        "cannot plan the arm 'single->multi': its stage multi has more rows of duplicate than its "
+        "teachers out of fold, expected no more"
+    )
+    assert caught.value.hint == (
+        "give both the same max_train_rows and symmetric, or take other teachers"
+    )
+
+
 def test_an_arm_may_have_a_policy_of_its_own(tmp_path: Path) -> None:
     keys = '\n\n[[arm]]\nname = "ensemble"\nchain = "single->multi"\nteachers = "ensemble:2"\n'
     graph = graph_of(tmp_path, study_text("enc", keys))
