@@ -24,11 +24,11 @@ from outshine.errors import UserError, WorldError
 from outshine.files import map_arrays, write_arrays
 from outshine.findings import compare, report_data
 from outshine.launch import run_study
-from outshine.plan import plan_facts
+from outshine.plan import plan_facts, to_make
 from outshine.predictions import Predictions
 from outshine.results import ROWS, append_row, read_rows
 from outshine.runs import Run
-from outshine.study import Study, chosen_seeds, open_study, read_study, to_make
+from outshine.study import Study, chosen_seeds, open_study, read_study
 from studies import alike, slow_text, start, study_text, wait_for, write_study
 from test_training import interrupt_at
 
@@ -322,6 +322,36 @@ def test_rows_of_a_study_with_another_file_count_where_the_runs_are_the_same(
     assert study.results().arms[0].cells["tickets"].keys() == {1}
 
 
+@pytest.mark.parametrize(
+    ("keep", "before", "new"),
+    [("predictions", "single->multi", "single->single"), ("all", "multi", "multi+finetune")],
+)
+def test_logits_and_weights_of_another_folder_are_used_where_they_lie(
+    tmp_path: Path, encoder: Path, trained: list[str], keep: str, before: str, new: str
+) -> None:
+    text = study_text(encoder, f'seeds = 1\nkeep = "{keep}"', arms=f'["{before}"]')
+    path = write_study(tmp_path, text)
+    first = run_study(path, out=tmp_path / "first")
+    trained.clear()
+    path.write_text(text.replace(f'"{before}"', f'"{before}", "{new}"'))
+    study = run_study(path, out=tmp_path / "second", others=[first.path])
+    made_now = read_rows([study.path]).values()
+    assert {row.chain for row in made_now} == {new}
+    assert sorted(trained) == sorted(row.folder for row in made_now) and len(trained) == 2
+    node = node_of(study, new)
+    config = Run(study.path / node.folder).config()
+    used = [config["settings"]["init"]] if node.start else config["teachers"]["tickets"]
+    assert used == [str(first.path / study.rows()[node.parents[0]].folder)]
+
+
+def test_what_a_process_that_died_has_left_is_removed(made: Study, copied: Path) -> None:
+    left = copied / node_of(made, "multi").folder / "model"
+    left.mkdir()
+    (left / "heads.safetensors").write_text("")
+    run_study(copied)
+    assert not left.exists()
+
+
 def test_rows_are_taken_from_studies_alone(file: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         open_study(file, out=tmp_path / "out", others=[tmp_path])
@@ -383,10 +413,12 @@ def test_a_run_begun_with_another_precision_begins_anew(
 # --- policies -----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("keep", ["predictions", "all"])
 def test_out_of_fold_targets_come_from_the_run_that_has_not_seen_the_row(
-    tmp_path: Path, encoder: Path
+    tmp_path: Path, encoder: Path, keep: str
 ) -> None:
-    keys = 'seeds = 1\nteachers = "out-of-fold:3"\ntasks = ["duplicate.toml", "tickets.toml"]'
+    keys = f'keep = "{keep}"\nseeds = 1\nteachers = "out-of-fold:3"\n'
+    keys += 'tasks = ["duplicate.toml", "tickets.toml"]'
     study = run_study(write_study(tmp_path, study_text(encoder, keys, arms='["single->multi"]')))
     student = node_of(study, "single->multi")
     members = [

@@ -23,6 +23,7 @@ from outshine import ray_executor
 from outshine.console import clock, console, say, table
 from outshine.errors import OutshineError, UserError, WorldError
 from outshine.graph import Node
+from outshine.plan import seconds_left, to_make
 from outshine.processes import want_one_process
 from outshine.results import Row
 from outshine.study import (
@@ -31,9 +32,8 @@ from outshine.study import (
     chosen_seeds,
     note_choices,
     open_study,
-    seconds_left,
     settled,
-    to_make,
+    sweep,
 )
 
 EXECUTORS = ("local", "ray")
@@ -87,6 +87,7 @@ def run_study(
     study = open_study(place, out=out, overrides=settings, glue_dir=glue_dir, others=others)
     chosen = chosen_seeds(study, seeds)
     begin(study)
+    sweep(study)
     left = to_make(study, chosen, study.rows())
     if not study.graph.pending:
         jobs = min(jobs, len(left))
