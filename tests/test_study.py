@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 import outshine
+from outshine import launch, workers
 from outshine import study as studying
-from outshine import workers
 from outshine.cli import app
 from outshine.data import folds
 from outshine.errors import UserError, WorldError
 from outshine.files import map_arrays, write_arrays
 from outshine.findings import compare, report_data
 from outshine.launch import run_study
-from outshine.plan import plan_facts, to_make
+from outshine.plan import plan_facts, seconds_left, to_make
 from outshine.predictions import Predictions
 from outshine.results import ROWS, append_row, read_rows
 from outshine.runs import Run
@@ -641,6 +644,50 @@ def test_ctrl_c_reaches_the_workers_once(slow: Path, tmp_path: Path) -> None:
     assert list(out.glob("runs/*/checkpoint/state.safetensors"))
 
 
+def test_workers_that_died_are_noticed_while_others_tell_without_pause(
+    made: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[dict[str, Any]] = []
+
+    class Dead:
+        returncode = -9
+
+        def poll(self) -> int:
+            return self.returncode
+
+    def start_dead(given: str, environment: Any, events: Any) -> Any:
+        begun.append(events)
+        return Dead(), Thread(target=lambda: None)
+
+    def tell(event: dict[str, Any]) -> None:
+        told.append(event)
+        if len(told) < 1000:
+            begun[0].put(event)
+
+    begun: list[Any] = []
+    monkeypatch.setattr(launch, "LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr(launch, "_start", start_dead)
+    monkeypatch.setattr(Thread, "join", lambda self: begun[0].put({"event": "progress"}))
+    with pytest.raises(WorldError) as caught:
+        launch._in_processes(made, [1], 1, None, tell)
+    assert caught.value.message == "cannot go on: 4 workers have died"
+    assert len(told) < 10
+
+
+def test_the_live_table_says_where_a_run_is_made(made: Study) -> None:
+    events: list[dict[str, Any]] = []
+    node = node_of(made, "single")
+    workers._make(made, node, events.append)
+    assert [event["event"] for event in events] == ["begin", "done"]
+    board = launch._Board(made, [1], 1)
+    board.tell(events[0])
+    screen = Console(width=200)
+    with screen.capture() as shown:
+        screen.print(board.table())
+    assert f"{platform.node()}:{os.getpid()}" in shown.get()
+    assert " where " in shown.get()
+
+
 def test_an_error_of_a_worker_is_the_studys(
     slow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -796,6 +843,16 @@ def test_plan_estimates_the_time_of_runs_like_those_measured(
     assert facts["left"] == 2
     assert facts["seconds_left"] == pytest.approx(sum(seconds), abs=0.1)
     assert {entry["chain"] for entry in facts["to_make"]} == {"multi", "single->multi"}
+
+
+def test_the_time_of_cheaper_runs_is_no_estimate(made: Study) -> None:
+    left, rows = [node_of(made, "single", 2)], made.rows()
+    like = [row for row in rows.values() if row.stage == "single" and row.tasks == ("tickets",)]
+    expected = sum(row.seconds for row in like) / 2
+    assert seconds_left(left, rows) == (pytest.approx(expected), 0)
+    for other in ({"max_steps": 1}, {"max_train_rows": 5}, {"encoder": "smaller"}):
+        cheap = {run: replace(row, settings=row.settings | other) for run, row in rows.items()}
+        assert seconds_left(left, cheap) == (0.0, 1)
 
 
 def test_a_dry_run_trains_nothing(file: Path, tmp_path: Path, call: Callable[..., Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from outshine.analysis import seed_warnings
@@ -135,18 +136,30 @@ def serving(study: Study, node: Node, child: Node, rows: Mapping[str, Row]) -> R
 def seconds_left(left: Sequence[Node], rows: Mapping[str, Row]) -> tuple[float, int]:
     """Seconds that runs will take by what runs like them took, one after another.
 
-    A run is like another with the same stage and tasks that also had, or had not, teachers.
+    A run is like another with the same stage, tasks, encoder and amount of work that also had, or
+    had not, teachers.
 
     Returns:
         The sum over the runs that are like a measured one, and the number of the others.
     """
     measured: dict[tuple[Any, ...], list[float]] = {}
     for row in rows.values():
-        measured.setdefault((row.stage, row.tasks, bool(row.teachers)), []).append(row.seconds)
+        key = _kind(row.stage, row.tasks, bool(row.teachers), row.settings)
+        measured.setdefault(key, []).append(row.seconds)
     known, unknown = 0.0, 0
     for node in left:
-        key = (node.stage, tuple(task.name for task in node.tasks), bool(node.teachers))
+        tasks = tuple(task.name for task in node.tasks)
+        key = _kind(node.stage, tasks, bool(node.teachers), node.cfg.model_dump())
         times = measured.get(key, [])
         known += sum(times) / max(1, len(times))
         unknown += not times
     return known, unknown
+
+
+def _kind(
+    stage: str, tasks: tuple[str, ...], taught: bool, settings: Mapping[str, Any]
+) -> tuple[Any, ...]:
+    """What runs that take the same time have in common."""
+    work = [settings[key] for key in ("epochs", "max_steps", "max_train_rows", "batch_size")]
+    # rows have the name of an encoder's folder alone
+    return stage, tasks, taught, Path(settings["encoder"]).name, *work

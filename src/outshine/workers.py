@@ -7,6 +7,7 @@ claimed by a lock that goes with its process, so that another takes it up where 
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -51,7 +52,8 @@ def work(study: Study, seeds: Sequence[int], notify: Notify) -> None:
     Args:
         study: The study, begun.
         seeds: Of the arms.
-        notify: Is told {"event": "begin" | "progress" | "done" | "waiting", "run": id, ...}.
+        notify: Is told {"event": "begin" | "progress" | "done" | "waiting", "run": id, ...}; of a
+            run that begins also "host" and "pid" of the process that makes it.
 
     Raises:
         OutshineError: If a run cannot be made; what is done stays.
@@ -141,7 +143,7 @@ def _take(study: Study, left: Sequence[Node], seeds: Sequence[int], claims: Clai
 def _make(study: Study, node: Node, notify: Notify) -> None:
     """Trains a run, or takes up what is there of it, and records its row."""
     begin = time.monotonic()
-    notify({"event": "begin", "run": node.id})
+    notify({"event": "begin", "run": node.id, "host": platform.node(), "pid": os.getpid()})
 
     def tell(what: str, done: int, total: int, text: str) -> None:
         event = {"event": "progress", "run": node.id, "what": what}
