@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from dataclasses import replace
@@ -16,6 +17,8 @@ from outshine.graph import Graph, Node, _teachers, build_graph, effective_settin
 from outshine.study_file import Selection, parse_study
 from outshine.tasks import Task
 from studies import graph_of, read_spec, study_text, write_study
+
+STUDIES = Path(__file__).parent.parent / "studies"
 
 
 def the_run(graph: Graph, arm: str, seed: int = 1, task: str = "tickets") -> Node:
@@ -127,6 +130,23 @@ def test_out_of_fold_teachers_each_lack_a_fold(tmp_path: Path) -> None:
     assert [node.cfg.fold for node in taught_by] == ["1/3", "2/3", "3/3"]
     assert the_run(graph, "single").cfg.fold == ""
     assert len({node.id for node in [*taught_by, the_run(graph, "single")]}) == 4
+
+
+@pytest.mark.parametrize("fewer", ["max_train_rows = 8", "symmetric = false"])
+def test_folds_that_do_not_answer_all_rows_of_their_student_are_refused(
+    tmp_path: Path, fewer: str
+) -> None:
+    keys = 'tasks = ["duplicate.toml", "tickets.toml"]\nteachers = "out-of-fold:2"'
+    text = study_text("enc", f"{keys}\n\n[stage.single.task.duplicate]\n{fewer}\n")
+    with pytest.raises(UserError) as caught:
+        graph_of(tmp_path, text)
+    assert caught.value.message == (
+        "cannot plan the arm 'single->multi': its stage multi has more rows of duplicate than its "
+        "teachers out of fold, expected no more"
+    )
+    assert caught.value.hint == (
+        "give both the same max_train_rows and symmetric, or take other teachers"
+    )
 
 
 def test_an_arm_may_have_a_policy_of_its_own(tmp_path: Path) -> None:
@@ -350,3 +370,39 @@ def test_reading_a_study_with_given_tasks_needs_no_files(tmp_path: Path) -> None
     named = {"tickets.toml": task, "urgency.toml": task.model_copy(update={"name": "urgency"})}
     spec = parse_study(path.read_text(), path, named.__getitem__, {})
     assert list(spec.tasks) == ["tickets", "urgency"]
+
+
+# Seeds times runs of a seed: one per task for a stage `single` or `finetune`, one for `multi`.
+RUNS = {
+    "first-light-a": 2 * (4 + 1),  # those that choose; the others are not known yet
+    "first-light-b": 3 * (8 + 1),
+    "paper-ablations": 20 * (8 + 5),
+    "paper-dev": 20 * (8 + 1 + 8 + 1 + 1),
+    "paper-finetune": 20 * (1 + 8 + 8 + 1 + 8),
+    "paper-rte": 20 * 4,
+    "small-ablations": 20 * (8 + 5),
+    "small-attention-dropout": 5 * 2 * (4 + 1 + 1),
+    "small-dev": 20 * (8 + 1 + 8 + 1 + 1),
+    "small-finetune": 20 * (1 + 8 + 8 + 1 + 8),
+    "small-four": 10 * (4 + 1 + 1),
+    "small-rte": 20 * 4,
+    "small-soups": 20 * (1 + 4 + 1),
+    "small-start": 20 * (4 + 2),
+    "small-targets": 20 * (4 + 6),
+    # three teachers or five folds of each task; the first seed's student is in two arms
+    "small-teachers": 20 * (3 * 4 + 5 * 4 + 4) - 1,
+}
+
+
+@pytest.mark.parametrize("path", sorted(STUDIES.glob("*.toml")), ids=lambda path: path.stem)
+def test_every_study_that_comes_with_outshine_has_the_runs_that_it_should(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OUTSHINE_GLUE_DIR", raising=False)
+    spec = read_spec(path)
+    graph = build_graph(spec, data={name: {"splits": {}} for name in spec.tasks})
+    assert spec.name == path.stem
+    assert len(graph.nodes) == RUNS[path.stem]
+    assert graph.pending == (spec.select is not None)
+    said = re.search(r"^# ([\d,]+) runs ", path.read_text(encoding="utf-8"), re.MULTILINE)
+    assert said is None or int(said[1].replace(",", "")) == len(graph.nodes)

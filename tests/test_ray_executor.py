@@ -8,6 +8,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -176,6 +177,50 @@ def test_a_worker_gets_its_share_of_the_cluster(
     gone = {"Alive": False, "Resources": {"CPU": 1.0, "GPU": 9.0}}
     alive = [{"Alive": True, "Resources": node} for node in nodes]
     assert ray_executor._share([gone, *alive], jobs) == share
+
+
+def test_the_end_of_a_worker_is_noticed_while_others_tell_without_pause(
+    slow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[dict[str, Any]] = []
+
+    class Full:
+        def __init__(self, **_: Any) -> None: ...
+
+        def get(self, timeout: float = 0.0) -> dict[str, Any]:
+            return {"event": "progress"}
+
+        def empty(self) -> bool:
+            return True
+
+    def tell(event: dict[str, Any]) -> None:
+        told.append(event)
+        assert len(told) < 1000
+
+    task = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda *_: "worker"))
+    stub = {
+        "ray": SimpleNamespace(
+            init=lambda **_: None,
+            get_runtime_context=lambda: SimpleNamespace(get_node_id=lambda: "here"),
+            remote=lambda function: task,
+            nodes=list,
+            wait=lambda workers, **_: (workers, []),
+            get=lambda worker: None,
+            shutdown=lambda: None,
+        ),
+        "ray.exceptions": SimpleNamespace(RayError=RuntimeError),
+        "ray.util": SimpleNamespace(),
+        "ray.util.queue": SimpleNamespace(Empty=IndexError, Queue=Full),
+        "ray.util.scheduling_strategies": SimpleNamespace(
+            NodeAffinitySchedulingStrategy=lambda *_, **__: None
+        ),
+    }
+    for name, module in stub.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(ray_executor, "_share", lambda nodes, jobs: {})
+    monkeypatch.setattr(ray_executor, "LOOK_EVERY_S", 0.0)
+    ray_executor.run_on_ray(open_study(slow, out=tmp_path / "out"), [1], 1, None, tell)
+    assert len(told) == 1
 
 
 def test_ray_is_imported_only_where_it_is_used() -> None:

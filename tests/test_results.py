@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -10,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from outshine.errors import UserError
+from outshine import results
+from outshine.errors import UserError, WorldError
 from outshine.results import ROWS, Claims, Row, append_row, read_rows
 
 ROW = Row(
@@ -89,6 +92,19 @@ def test_a_damaged_line_is_named(tmp_path: Path, damage: str) -> None:
     )
 
 
+def test_rows_are_parsed_once_as_long_as_their_file_is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append_row(tmp_path, row(1))
+    first = read_rows([tmp_path])
+    with monkeypatch.context() as patch:
+        patch.setattr(results, "_parsed", lambda *_: pytest.fail("parsed again"))
+        assert read_rows([tmp_path]) == first
+    append_row(tmp_path, row(2))
+    assert list(read_rows([tmp_path])) == [row(1).run, row(2).run]
+    assert list(first) == [row(1).run]
+
+
 def test_another_format_is_refused(tmp_path: Path) -> None:
     (tmp_path / ROWS).write_text('{"format": 2}\n')
     with pytest.raises(UserError, match=r"cannot read the rows: format 2, expected 1 \(.*:1\)"):
@@ -161,4 +177,22 @@ def test_a_claim_is_for_one_process_and_goes_with_it(tmp_path: Path) -> None:
     holder.kill()
     holder.wait()
     assert claims.take(run)
+    claims.close()
+
+
+def test_a_file_system_without_locks_is_an_error_and_no_endless_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    claims = Claims(tmp_path)
+    monkeypatch.setattr(results.fcntl, "lockf", no_locks)
+    with pytest.raises(WorldError) as caught:
+        claims.take(ROW.run)
+    assert caught.value.message == (
+        "cannot claim a run: No locks available, expected a file system with locks "
+        f"({tmp_path / '.claims'})"
+    )
+    assert caught.value.hint == "choose a folder on a local disk, or on NFS 4"
     claims.close()

@@ -4,31 +4,36 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 import outshine
+from outshine import launch, workers
 from outshine import study as studying
-from outshine import workers
 from outshine.cli import app
 from outshine.data import folds
 from outshine.errors import UserError, WorldError
+from outshine.files import map_arrays, write_arrays
 from outshine.findings import compare, report_data
 from outshine.launch import run_study
-from outshine.plan import plan_facts
+from outshine.plan import plan_facts, seconds_left, to_make
 from outshine.predictions import Predictions
 from outshine.results import ROWS, append_row, read_rows
 from outshine.runs import Run
-from outshine.study import Study, chosen_seeds, open_study, read_study, to_make
+from outshine.study import Study, chosen_seeds, open_study, read_study
 from studies import alike, slow_text, start, study_text, wait_for, write_study
+from test_training import interrupt_at
 
 
 @pytest.fixture(scope="module")
@@ -320,6 +325,36 @@ def test_rows_of_a_study_with_another_file_count_where_the_runs_are_the_same(
     assert study.results().arms[0].cells["tickets"].keys() == {1}
 
 
+@pytest.mark.parametrize(
+    ("keep", "before", "new"),
+    [("predictions", "single->multi", "single->single"), ("all", "multi", "multi+finetune")],
+)
+def test_logits_and_weights_of_another_folder_are_used_where_they_lie(
+    tmp_path: Path, encoder: Path, trained: list[str], keep: str, before: str, new: str
+) -> None:
+    text = study_text(encoder, f'seeds = 1\nkeep = "{keep}"', arms=f'["{before}"]')
+    path = write_study(tmp_path, text)
+    first = run_study(path, out=tmp_path / "first")
+    trained.clear()
+    path.write_text(text.replace(f'"{before}"', f'"{before}", "{new}"'))
+    study = run_study(path, out=tmp_path / "second", others=[first.path])
+    made_now = read_rows([study.path]).values()
+    assert {row.chain for row in made_now} == {new}
+    assert sorted(trained) == sorted(row.folder for row in made_now) and len(trained) == 2
+    node = node_of(study, new)
+    config = Run(study.path / node.folder).config()
+    used = [config["settings"]["init"]] if node.start else config["teachers"]["tickets"]
+    assert used == [str(first.path / study.rows()[node.parents[0]].folder)]
+
+
+def test_what_a_process_that_died_has_left_is_removed(made: Study, copied: Path) -> None:
+    left = copied / node_of(made, "multi").folder / "model"
+    left.mkdir()
+    (left / "heads.safetensors").write_text("")
+    run_study(copied)
+    assert not left.exists()
+
+
 def test_rows_are_taken_from_studies_alone(file: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         open_study(file, out=tmp_path / "out", others=[tmp_path])
@@ -328,13 +363,65 @@ def test_rows_are_taken_from_studies_alone(file: Path, tmp_path: Path) -> None:
     )
 
 
+@pytest.fixture
+def stopped(tmp_path: Path, encoder: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    """A study that a worker has begun, stopped in the middle of a finetuned run."""
+    text = study_text(encoder, "seeds = 1", arms='["multi+finetune"]')
+    study = open_study(write_study(tmp_path, text))
+    studying.begin(study)
+
+    real = workers.train
+
+    def train(*args: Any, **kwargs: Any) -> Run:
+        with monkeypatch.context() as patch:
+            if args[1].init != "encoder":
+                interrupt_at(patch, 1)
+            return real(*args, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(workers, "train", train)
+        workers.serve(workers.request(study, [1], None), lambda event: None)
+    assert list(study.path.glob("runs/multi-finetune-*/checkpoint/state.safetensors"))
+    return study
+
+
+def test_a_finetuned_run_goes_on_where_the_folder_is_spelled_otherwise(
+    stopped: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(stopped.path.parent)
+    study = run_study("tiny.toml")
+    assert study.path == Path("tiny")
+    resumed = [Run(study.path / n.folder).info()["resumed"] for n in study.graph.nodes.values()]
+    assert sum(resumed) == 1
+
+
+def test_a_run_begun_with_another_precision_begins_anew(
+    stopped: Study, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (path,) = stopped.path.glob("runs/multi-finetune-*/checkpoint/state.safetensors")
+    arrays, header = map_arrays(path)
+    header["identity"]["precision"] = "bf16"
+    write_arrays(path, {name: np.array(values) for name, values in arrays.items()}, header)
+    study = run_study(stopped.path)
+    assert len(study.rows()) == len(study.graph.nodes) == 3
+    assert not any(
+        Run(study.path / node.folder).info()["resumed"] for node in study.graph.nodes.values()
+    )
+    assert (
+        f"note: cannot go on with the run {path.parent.parent}: precision was bf16, is fp32; "
+        "it begins anew\n"
+    ) in capsys.readouterr().err
+
+
 # --- policies -----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("keep", ["predictions", "all"])
 def test_out_of_fold_targets_come_from_the_run_that_has_not_seen_the_row(
-    tmp_path: Path, encoder: Path
+    tmp_path: Path, encoder: Path, keep: str
 ) -> None:
-    keys = 'seeds = 1\nteachers = "out-of-fold:3"\ntasks = ["duplicate.toml", "tickets.toml"]'
+    keys = f'keep = "{keep}"\nseeds = 1\nteachers = "out-of-fold:3"\n'
+    keys += 'tasks = ["duplicate.toml", "tickets.toml"]'
     study = run_study(write_study(tmp_path, study_text(encoder, keys, arms='["single->multi"]')))
     student = node_of(study, "single->multi")
     members = [
@@ -557,6 +644,50 @@ def test_ctrl_c_reaches_the_workers_once(slow: Path, tmp_path: Path) -> None:
     assert list(out.glob("runs/*/checkpoint/state.safetensors"))
 
 
+def test_workers_that_died_are_noticed_while_others_tell_without_pause(
+    made: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[dict[str, Any]] = []
+
+    class Dead:
+        returncode = -9
+
+        def poll(self) -> int:
+            return self.returncode
+
+    def start_dead(given: str, environment: Any, events: Any) -> Any:
+        begun.append(events)
+        return Dead(), Thread(target=lambda: None)
+
+    def tell(event: dict[str, Any]) -> None:
+        told.append(event)
+        if len(told) < 1000:
+            begun[0].put(event)
+
+    begun: list[Any] = []
+    monkeypatch.setattr(launch, "LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr(launch, "_start", start_dead)
+    monkeypatch.setattr(Thread, "join", lambda self: begun[0].put({"event": "progress"}))
+    with pytest.raises(WorldError) as caught:
+        launch._in_processes(made, [1], 1, None, tell)
+    assert caught.value.message == "cannot go on: 4 workers have died"
+    assert len(told) < 10
+
+
+def test_the_live_table_says_where_a_run_is_made(made: Study) -> None:
+    events: list[dict[str, Any]] = []
+    node = node_of(made, "single")
+    workers._make(made, node, events.append)
+    assert [event["event"] for event in events] == ["begin", "done"]
+    board = launch._Board(made, [1], 1)
+    board.tell(events[0])
+    screen = Console(width=200)
+    with screen.capture() as shown:
+        screen.print(board.table())
+    assert f"{platform.node()}:{os.getpid()}" in shown.get()
+    assert " where " in shown.get()
+
+
 def test_an_error_of_a_worker_is_the_studys(
     slow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -712,6 +843,16 @@ def test_plan_estimates_the_time_of_runs_like_those_measured(
     assert facts["left"] == 2
     assert facts["seconds_left"] == pytest.approx(sum(seconds), abs=0.1)
     assert {entry["chain"] for entry in facts["to_make"]} == {"multi", "single->multi"}
+
+
+def test_the_time_of_cheaper_runs_is_no_estimate(made: Study) -> None:
+    left, rows = [node_of(made, "single", 2)], made.rows()
+    like = [row for row in rows.values() if row.stage == "single" and row.tasks == ("tickets",)]
+    expected = sum(row.seconds for row in like) / 2
+    assert seconds_left(left, rows) == (pytest.approx(expected), 0)
+    for other in ({"max_steps": 1}, {"max_train_rows": 5}, {"encoder": "smaller"}):
+        cheap = {run: replace(row, settings=row.settings | other) for run, row in rows.items()}
+        assert seconds_left(left, cheap) == (0.0, 1)
 
 
 def test_a_dry_run_trains_nothing(file: Path, tmp_path: Path, call: Callable[..., Any]) -> None:

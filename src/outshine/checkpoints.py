@@ -15,7 +15,7 @@ import torch
 
 from outshine.console import say
 from outshine.distributed import ALONE, Team, like, whole
-from outshine.errors import UserError
+from outshine.errors import OtherRunError
 from outshine.files import map_arrays, replacing, write_arrays
 from outshine.planning import Plan
 from outshine.runs import Run
@@ -128,7 +128,7 @@ def same_identity(run: Run, found: dict[str, Any], wanted: dict[str, Any]) -> No
             )
         else:
             differences = f"{section} was {before}, is {value}"
-        raise UserError(
+        raise OtherRunError(
             f"cannot go on with the run {run.path}: {differences}",
             "give the settings and data that it was made with, or --force to start anew",
         )

@@ -38,6 +38,10 @@ class WorldError(OutshineError):
     exit_code = 1
 
 
+class OtherRunError(UserError):
+    """What is on disk was made with other settings, data, teachers or precision."""
+
+
 class DivergedError(OutshineError):
     """A loss or a logit is no finite number."""
 

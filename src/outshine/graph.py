@@ -118,11 +118,14 @@ class Graph:
         """Whether a child of a run needs its weights, and not only its logits on train."""
         if child.start == node.id or child.cfg.init == "teachers":
             return True
-        given, taken = node.cfg.max_train_rows, child.cfg.max_train_rows
-        if given and not 0 < taken <= given:
-            return True
         taught = [task for task in child.tasks if node.id in child.teachers.get(task.name, ())]
-        return any(takes_swapped(t, child.cfg) and not takes_swapped(t, node.cfg) for t in taught)
+        return any(_has_more_rows(child.cfg, node.cfg, task) for task in taught)
+
+
+def _has_more_rows(student: TrainConfig, teacher: TrainConfig, task: Task) -> bool:
+    """Whether a student is trained on rows of a task that its teacher was not trained on."""
+    taken, given = (cfg.max_train_rows or float("inf") for cfg in (student, teacher))
+    return taken > given or (takes_swapped(task, student) and not takes_swapped(task, teacher))
 
 
 @dataclass
@@ -261,6 +264,14 @@ def _run(
     if cfg.init == "teachers":
         _check_start(made, arm, stage, teachers, cfg)
     tasks = tuple(made.spec.tasks[name] for name in names)
+    for name, (teacher, *_) in teachers.items():
+        given = made.nodes[teacher].cfg
+        if given.fold and _has_more_rows(cfg, given, made.spec.tasks[name]):
+            raise UserError(
+                f"cannot plan the arm {arm.name!r}: its stage {stage.kind} has more rows of {name} "
+                "than its teachers out of fold, expected no more",
+                "give both the same max_train_rows and symmetric, or take other teachers",
+            )
     content = {
         "format": FORMAT,
         "settings": effective_settings(cfg, tasks, taught=bool(teachers)),

@@ -23,6 +23,7 @@ from outshine import ray_executor
 from outshine.console import clock, console, say, table
 from outshine.errors import OutshineError, UserError, WorldError
 from outshine.graph import Node
+from outshine.plan import seconds_left, to_make
 from outshine.processes import want_one_process
 from outshine.results import Row
 from outshine.study import (
@@ -31,14 +32,15 @@ from outshine.study import (
     chosen_seeds,
     note_choices,
     open_study,
-    seconds_left,
     settled,
-    to_make,
+    sweep,
 )
 
 EXECUTORS = ("local", "ray")
 PLAIN_LINE_EVERY_S = 30.0
 MAX_DEATHS = 3
+# Workers that have died are looked for so often, however much the others tell.
+LOOK_EVERY_S = 1.0
 _WORKER = "from outshine.launch import worker; worker()"
 
 
@@ -87,6 +89,7 @@ def run_study(
     study = open_study(place, out=out, overrides=settings, glue_dir=glue_dir, others=others)
     chosen = chosen_seeds(study, seeds)
     begin(study)
+    sweep(study)
     left = to_make(study, chosen, study.rows())
     if not study.graph.pending:
         jobs = min(jobs, len(left))
@@ -126,7 +129,7 @@ def _in_processes(
     given = json.dumps(request(study, seeds, glue_dir))
     workers = [_start(given, environment, events) for _ in range(jobs)]
     problem: OutshineError | None = None
-    deaths = 0
+    deaths, looked = 0, time.monotonic()
     try:
         while (workers or not events.empty()) and problem is None:
             try:
@@ -137,7 +140,9 @@ def _in_processes(
                 problem = failure(event)
             elif event:
                 tell(event)
+            if event and time.monotonic() < looked + LOOK_EVERY_S:
                 continue
+            looked = time.monotonic()
             for ended in [pair for pair in workers if pair[0].poll() is not None]:
                 worker, reader = ended
                 reader.join()  # its last word may be an error
@@ -263,7 +268,7 @@ class _Board:
             if run not in self.study.graph.nodes:  # of a file that was changed meanwhile
                 return
         if kind == "begin":
-            self.running[run] = {"since": time.monotonic()}
+            self.running[run] = event | {"since": time.monotonic()}
         elif kind == "progress":
             self.running.setdefault(run, {"since": time.monotonic()}).update(event)
         elif kind == "done":
@@ -286,13 +291,14 @@ class _Board:
         rows = [
             [
                 _title(self.study.graph.nodes[run]),
+                f"{state.get('host', '')}:{state.get('pid', '')}",
                 _state(state),
                 clock(time.monotonic() - state["since"]),
             ]
             for run, state in list(self.running.items())
         ]
         title = f"{self.study.spec.name}: {self.total - self.left} of {self.total} runs; {self.eta}"
-        return table(title, ["run", "state", "time"], rows, num_text=2)
+        return table(title, ["run", "where", "state", "time"], rows, num_text=3)
 
 
 def _title(node: Node) -> str:

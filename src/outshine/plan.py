@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from outshine.analysis import seed_warnings
+from outshine.degenerate import DIVERGED
 from outshine.graph import Node
-from outshine.study import Study, chosen_seeds, seconds_left, to_make
+from outshine.results import Row
+from outshine.runs import Run
+from outshine.study import Study, chosen_seeds
 
 
 def plan_facts(study: Study, seeds: Sequence[int] | None = None) -> dict[str, Any]:
@@ -83,3 +87,79 @@ def plan_facts(study: Study, seeds: Sequence[int] | None = None) -> dict[str, An
             *(seed_warnings(num_seeds, shared, "tasks") if pairs else []),
         ],
     }
+
+
+def to_make(study: Study, seeds: Sequence[int], rows: Mapping[str, Row]) -> list[Node]:
+    """The runs that are left for these seeds, teachers before students.
+
+    A run that has its row is done, unless a run that is left needs more of it than there is.
+    """
+    graph = study.graph
+    reported = graph.reported(seeds) | graph.trials
+    left: set[str] = set()
+    nodes = graph.needed(seeds)
+    for node in reversed(nodes):  # students first
+        students = [child for child in graph.children(node) if child.id in left]
+        if node.id not in rows:
+            wanted = node.id in reported or bool(students)
+        else:
+            wanted = not all(serving(study, node, student, rows) for student in students)
+        if wanted:
+            left.add(node.id)
+    return [node for node in nodes if node.id in left]
+
+
+def serving(study: Study, node: Node, child: Node, rows: Mapping[str, Row]) -> Run | None:
+    """A run with all that one which it teaches, or starts, needs of it, wherever it is.
+
+    Args:
+        study: The study.
+        node: The run.
+        child: The one that needs it.
+        rows: Run id -> row; the folder of its row counts after the study's own.
+    """
+    row = rows.get(node.id)
+    taught = [name for name, runs in child.teachers.items() if node.id in runs]
+    for place in (study.path / node.folder, *([row.home / row.folder] if row else [])):
+        run = Run(place)
+        if not run.is_complete:
+            continue
+        if (run.model_dir / "tasks.json").exists() or DIVERGED in run.info():
+            return run
+        if not study.graph.needs_weights(node, child) and all(
+            run.predictions_path(name, "train").exists() for name in taught
+        ):
+            return run
+    return None
+
+
+def seconds_left(left: Sequence[Node], rows: Mapping[str, Row]) -> tuple[float, int]:
+    """Seconds that runs will take by what runs like them took, one after another.
+
+    A run is like another with the same stage, tasks, encoder and amount of work that also had, or
+    had not, teachers.
+
+    Returns:
+        The sum over the runs that are like a measured one, and the number of the others.
+    """
+    measured: dict[tuple[Any, ...], list[float]] = {}
+    for row in rows.values():
+        key = _kind(row.stage, row.tasks, bool(row.teachers), row.settings)
+        measured.setdefault(key, []).append(row.seconds)
+    known, unknown = 0.0, 0
+    for node in left:
+        tasks = tuple(task.name for task in node.tasks)
+        key = _kind(node.stage, tasks, bool(node.teachers), node.cfg.model_dump())
+        times = measured.get(key, [])
+        known += sum(times) / max(1, len(times))
+        unknown += not times
+    return known, unknown
+
+
+def _kind(
+    stage: str, tasks: tuple[str, ...], taught: bool, settings: Mapping[str, Any]
+) -> tuple[Any, ...]:
+    """What runs that take the same time have in common."""
+    work = [settings[key] for key in ("epochs", "max_steps", "max_train_rows", "batch_size")]
+    # rows have the name of an encoder's folder alone
+    return stage, tasks, taught, Path(settings["encoder"]).name, *work

@@ -39,6 +39,8 @@ from outshine.runs import Run, check_new, open_run
 from outshine.tasks import Task, kind_of, unique_tasks
 
 MANY_PASSES = 50
+# They say where the weights come from that `start` covers; the same place may be spelled otherwise.
+_STARTS = frozenset({"encoder", "init"})
 
 
 def settle(
@@ -135,7 +137,7 @@ def prepare(
         "settings": {
             key: value
             for key, value in cfg.model_dump(mode="json").items()
-            if key not in WITHOUT_EFFECT
+            if key not in WITHOUT_EFFECT | _STARTS
         },
         "precision": forward.precision,
         "start": {"weights": start, "tokenizer": tokenizer_fingerprint(tokenizer)},

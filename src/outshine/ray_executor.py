@@ -11,7 +11,9 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,8 @@ from outshine.study import Study
 ANSWER_S = 30
 STOP_S = 60
 MAX_DEATHS = 3
+# Workers that have ended are looked for so often, however much the others tell.
+LOOK_EVERY_S = 1.0
 # In a process of its own: ray.init goes on trying for minutes, and cannot be stopped meanwhile.
 _PROBE = "import sys, ray; ray.init(address=sys.argv[1], logging_level=40)"
 
@@ -93,14 +97,15 @@ def run_on_ray(
         given = request(study, seeds, glue_dir)
         workers = [worker.remote(given, events) for _ in range(jobs)]
         ended: list[Any] = []
-        error, stop = None, True
+        error, stop, looked = None, True, time.monotonic()
         try:
             # the first that ends has found that nothing is left, or an error
             while not ended:
-                try:
+                with suppress(Empty):
                     tell(events.get(timeout=0.2))
-                except Empty:
+                if time.monotonic() >= looked + LOOK_EVERY_S:
                     ended, _ = ray.wait(workers, timeout=0)
+                    looked = time.monotonic()
             error = ray.get(ended[0])
             stop = error is not None
         except RayError as problem:

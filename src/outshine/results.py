@@ -17,7 +17,7 @@ from typing import Any
 
 from outshine.console import say
 from outshine.degenerate import DIVERGED
-from outshine.errors import UserError
+from outshine.errors import UserError, WorldError
 from outshine.files import read_errors, world_errors
 
 FORMAT = 1
@@ -116,12 +116,27 @@ def read_rows(folders: Sequence[Path]) -> dict[str, Row]:
             continue
         with read_errors(path), path.open("rb") as file, _locked(file.fileno(), fcntl.LOCK_SH):
             content = file.read()
-        whole, _, torn = content.rpartition(b"\n")
-        if torn:
-            say(f"note: the last line of {path} was cut off when its process died; passed over")
-        for number, line in enumerate(whole.splitlines(), start=1):
-            row = _parsed(line, folder, f"{path}:{number}")
-            found.setdefault(row.run, row)
+        if path not in _known or _known[path][0] != content:
+            _known[path] = content, _all_rows(content, folder, path)
+        for run, row in _known[path][1].items():
+            found.setdefault(run, row)
+    return found
+
+
+# Path -> content of the file when it was last read, and its rows: workers that wait ask for them
+# all the time.
+_known: dict[Path, tuple[bytes, dict[str, Row]]] = {}
+
+
+def _all_rows(content: bytes, folder: Path, path: Path) -> dict[str, Row]:
+    """Run -> row of one file."""
+    whole, _, torn = content.rpartition(b"\n")
+    if torn:
+        say(f"note: the last line of {path} was cut off when its process died; passed over")
+    found: dict[str, Row] = {}
+    for number, line in enumerate(whole.splitlines(), start=1):
+        row = _parsed(line, folder, f"{path}:{number}")
+        found.setdefault(row.run, row)
     return found
 
 
@@ -174,16 +189,26 @@ class Claims:
     """
 
     def __init__(self, folder: Path) -> None:
-        path = folder / ".claims"
-        with world_errors(path):
-            self.handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        self.path = folder / ".claims"
+        with world_errors(self.path):
+            self.handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
 
     def take(self, run: str) -> bool:
-        """Claims a run; False if another process has it."""
+        """Claims a run; False if another process has it.
+
+        Raises:
+            WorldError: If the file system has no locks.
+        """
         try:
             fcntl.lockf(self.handle, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _place(run))
-        except OSError:
+        except (BlockingIOError, PermissionError):
             return False
+        except OSError as error:
+            raise WorldError(
+                f"cannot claim a run: {error.strerror}, expected a file system with locks "
+                f"({self.path})",
+                "choose a folder on a local disk, or on NFS 4",
+            ) from error
         return True
 
     def release(self, run: str) -> None:

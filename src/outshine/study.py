@@ -7,6 +7,7 @@ A study's folder holds `study.json` (the file it was made from), `rows.jsonl` (r
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,6 @@ from typing import Any
 
 from outshine.analysis import ArmResults, Cell, StudyResults
 from outshine.console import say
-from outshine.degenerate import DIVERGED
 from outshine.errors import UserError, raise_problems
 from outshine.files import read_json, write_json
 from outshine.graph import Graph, Node, build_graph
@@ -114,57 +114,24 @@ def chosen_seeds(study: Study, seeds: Sequence[int] | None) -> tuple[int, ...]:
     return tuple(seed for seed in study.spec.seeds if seeds is None or seed in seeds)
 
 
-def to_make(study: Study, seeds: Sequence[int], rows: Mapping[str, Row]) -> list[Node]:
-    """The runs that are left for these seeds, teachers before students.
-
-    A run that has its row is done, unless a run that is left needs more of it than there is.
-    """
-    graph = study.graph
-    reported = graph.reported(seeds) | graph.trials
-    left: set[str] = set()
-    nodes = graph.needed(seeds)
-    for node in reversed(nodes):  # students first
-        students = [child for child in graph.children(node) if child.id in left]
-        if node.id not in rows:
-            wanted = node.id in reported or bool(students)
-        else:
-            wanted = not all(serves(study, node, student) for student in students)
-        if wanted:
-            left.add(node.id)
-    return [node for node in nodes if node.id in left]
+def sweep(study: Study) -> None:
+    """Removes what a process that died, or a row of another folder, has left without use."""
+    rows = study.rows()
+    for node in study.graph.nodes.values():
+        if node.id in rows:
+            drop_weights(study, node, rows)
 
 
-def serves(study: Study, node: Node, child: Node) -> bool:
-    """Whether a run is there with all that a run which it teaches, or starts, needs of it."""
+def drop_weights(study: Study, node: Node, rows: Mapping[str, Row]) -> None:
+    """Removes what a recorded run has kept for others, once none of them needs it."""
+    if study.spec.keep == "all":
+        return
     run = Run(study.path / node.folder)
-    if not run.is_complete:
-        return False
-    if (run.model_dir / "tasks.json").exists() or DIVERGED in run.info():
-        return True
-    taught = [name for name, runs in child.teachers.items() if node.id in runs]
-    return not study.graph.needs_weights(node, child) and all(
-        run.predictions_path(name, "train").exists() for name in taught
-    )
-
-
-def seconds_left(left: Sequence[Node], rows: Mapping[str, Row]) -> tuple[float, int]:
-    """Seconds that runs will take by what runs like them took, one after another.
-
-    A run is like another with the same stage and tasks that also had, or had not, teachers.
-
-    Returns:
-        The sum over the runs that are like a measured one, and the number of the others.
-    """
-    measured: dict[tuple[Any, ...], list[float]] = {}
-    for row in rows.values():
-        measured.setdefault((row.stage, row.tasks, bool(row.teachers)), []).append(row.seconds)
-    known, unknown = 0.0, 0
-    for node in left:
-        key = (node.stage, tuple(task.name for task in node.tasks), bool(node.teachers))
-        times = measured.get(key, [])
-        known += sum(times) / max(1, len(times))
-        unknown += not times
-    return known, unknown
+    if any(child.id not in rows for child in study.graph.children(node)):
+        return  # one that needs logits alone finds all of them only where weights are
+    shutil.rmtree(run.model_dir, ignore_errors=True)
+    if study.spec.keep == "metrics":
+        shutil.rmtree(run.path / "predictions", ignore_errors=True)
 
 
 # --- opening ----------------------------------------------------------------------------------

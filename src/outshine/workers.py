@@ -7,6 +7,7 @@ claimed by a lock that goes with its process, so that another takes it up where 
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,21 +17,22 @@ from typing import Any
 import numpy as np
 
 from outshine.checkpoints import State
-from outshine.console import watched
+from outshine.console import say, watched
 from outshine.data import folds
 from outshine.degenerate import DIVERGED, curve, reasons
-from outshine.errors import DivergedError, OutshineError, UserError, WorldError
+from outshine.errors import DivergedError, OtherRunError, OutshineError, UserError, WorldError
 from outshine.evaluation import table_metrics
 from outshine.files import digest, write_json
 from outshine.graph import Node
+from outshine.plan import serving, to_make
 from outshine.planning import Plan, prepare
 from outshine.predictions import Predictions
 from outshine.provenance import provenance
 from outshine.results import Claims, Row, append_row
-from outshine.runs import FORMAT, Run, locked
-from outshine.study import Study, open_study, serves, settled, to_make
+from outshine.runs import FORMAT, Run, locked, start_anew
+from outshine.study import Study, drop_weights, open_study, settled
 from outshine.tasks import kind_of
-from outshine.training import train
+from outshine.training import teacher_cache, train
 
 CURVE_POINTS = 60
 # What a row takes from `run.json` as it stands there.
@@ -50,7 +52,8 @@ def work(study: Study, seeds: Sequence[int], notify: Notify) -> None:
     Args:
         study: The study, begun.
         seeds: Of the arms.
-        notify: Is told {"event": "begin" | "progress" | "done" | "waiting", "run": id, ...}.
+        notify: Is told {"event": "begin" | "progress" | "done" | "waiting", "run": id, ...}; of a
+            run that begins also "host" and "pid" of the process that makes it.
 
     Raises:
         OutshineError: If a run cannot be made; what is done stays.
@@ -140,7 +143,7 @@ def _take(study: Study, left: Sequence[Node], seeds: Sequence[int], claims: Clai
 def _make(study: Study, node: Node, notify: Notify) -> None:
     """Trains a run, or takes up what is there of it, and records its row."""
     begin = time.monotonic()
-    notify({"event": "begin", "run": node.id})
+    notify({"event": "begin", "run": node.id, "host": platform.node(), "pid": os.getpid()})
 
     def tell(what: str, done: int, total: int, text: str) -> None:
         event = {"event": "progress", "run": node.id, "what": what}
@@ -149,14 +152,20 @@ def _make(study: Study, node: Node, notify: Notify) -> None:
     rows = study.rows()
     children = [c for c in study.graph.children(node) if c.id not in rows]
     run = Run(study.path / node.folder)
-    if not (run.is_complete and all(serves(study, node, child) for child in children)):
-        with watched(tell):
-            run = _train(study, node, children, rows, force=run.is_complete)
+    if not (run.is_complete and all(serving(study, node, child, rows) for child in children)):
+        try:
+            with watched(tell):
+                run = _train(study, node, children, rows, force=run.is_complete)
+        except OtherRunError as error:  # it was begun with another precision, or other versions
+            say(f"note: {error.message}; it begins anew")
+            start_anew(run)
+            _make(study, node, notify)
+            return
     if node.id not in rows:
         append_row(study.path, _row(node, run, rows, time.monotonic() - begin))
     rows = study.rows()
     for served in (node, *(study.graph.nodes[parent] for parent in node.parents)):
-        _drop_weights(study, served, rows)
+        drop_weights(study, served, rows)
     notify({"event": "done", "run": node.id})
 
 
@@ -170,16 +179,16 @@ def _train(
     run = Run(study.path / node.folder)
     cfg = node.cfg.model_copy(update={"keep": _keep(study, node, children)})
     sources = {
-        task: _sources(study, task, runs)
+        task: _sources(study, node, task, rows)
         for task, runs in node.teachers.items()
-        if not any(_diverged(study, teacher) for teacher in runs)
+        if not any(rows[teacher].diverged for teacher in runs)
     }
     if node.start:
-        start = study.graph.nodes[node.start]
-        if _diverged(study, start.id):
+        if rows[node.start].diverged:
             plan = prepare(node.tasks, cfg, sources)
             return _constant(run, plan, "the run that it starts from diverged")
-        cfg = cfg.model_copy(update={"init": str(study.path / start.folder)})
+        start = _parent(study, node.start, node, rows)
+        cfg = cfg.model_copy(update={"init": str(start.path)})
     if cfg.init == "teachers" and not sources:
         plan = prepare(node.tasks, cfg.model_copy(update={"init": "encoder"}), sources)
         return _constant(run, plan, "the runs that it starts from diverged")
@@ -199,37 +208,36 @@ def _keep(study: Study, node: Node, children: Sequence[Node]) -> str:
     return "metrics" if study.spec.keep == "metrics" else "all"
 
 
-def _drop_weights(study: Study, node: Node, rows: Mapping[str, Row]) -> None:
-    """Removes what a recorded run has kept for others, once none of them needs it."""
-    if study.spec.keep == "all":
-        return
-    run = Run(study.path / node.folder)
-    waiting = [child for child in study.graph.children(node) if child.id not in rows]
-    if not waiting:  # one that needs logits alone finds all of them only where weights are
-        shutil.rmtree(run.model_dir, ignore_errors=True)
-    if study.spec.keep == "metrics" and not waiting:
-        shutil.rmtree(run.path / "predictions", ignore_errors=True)
-
-
 # --- teachers ---------------------------------------------------------------------------------
 
 
-def _sources(study: Study, task: str, runs: Sequence[str]) -> list[str]:
+def _parent(study: Study, run: str, child: Node, rows: Mapping[str, Row]) -> Run:
+    """A run that teaches, or starts, one that is made."""
+    node = study.graph.nodes[run]
+    return serving(study, node, child, rows) or Run(study.path / node.folder)
+
+
+def _sources(study: Study, child: Node, task: str, rows: Mapping[str, Row]) -> list[str]:
+    """The teachers of one task of a run, as `train` takes them."""
+    runs = child.teachers[task]
+    members = [_parent(study, run, child, rows) for run in runs]
     nodes = [study.graph.nodes[run] for run in runs]
     if nodes[0].cfg.fold:
-        return [str(_out_of_fold(study, task, nodes).path)]
-    return [str(study.path / node.folder) for node in nodes]
+        members = [_out_of_fold(study, task, nodes, members)]
+    return [str(run.path) for run in members]
 
 
-def _out_of_fold(study: Study, task: str, nodes: Sequence[Node]) -> Run:
+def _out_of_fold(study: Study, task: str, nodes: Sequence[Node], members: Sequence[Run]) -> Run:
     """A teacher whose logits on each fold are those of the run that has not seen it."""
     identity = digest([node.id for node in nodes])
-    seed = nodes[0].cfg.seed
-    joined = Run(study.path / "runs" / f"folds-{task}-seed{seed}-{identity[:8]}")
-    members = [Run(study.path / node.folder) for node in nodes]
+    cfg = nodes[0].cfg
+    joined = Run(study.path / "runs" / f"folds-{task}-seed{cfg.seed}-{identity[:8]}")
     path = joined.predictions_path(task, "train")
     if path.exists() and joined.is_complete:
         return joined
+    for run in members:
+        if not run.predictions_path(task, "train").exists():  # it has kept its weights
+            teacher_cache(run, device=cfg.device)
     answers = [Predictions.load(run.predictions_path(task, "train")) for run in members]
     first = answers[0]
     fold_of = folds(first.ids, len(nodes))
@@ -247,11 +255,6 @@ def _out_of_fold(study: Study, task: str, nodes: Sequence[Node]) -> Run:
 
 
 # --- runs that diverged -----------------------------------------------------------------------
-
-
-def _diverged(study: Study, run: str) -> bool:
-    made = Run(study.path / study.graph.nodes[run].folder)
-    return made.is_complete and DIVERGED in made.info()
 
 
 def _constant(run: Run, plan: Plan, reason: str) -> Run:
