@@ -4,13 +4,15 @@
 
 `make docs` runs it, and `.ci/run` fails when its output is not what is committed. It computes
 nothing but means, standard deviations and counts of the rows in results/first-light, and copies
-numbers from the JSON that the benchmarks printed into results/bench.
+numbers from the JSON of studies and of the benchmarks (results/bench). What a study's numbers mean
+beside the paper's is written by hand, in the `verdict.md` beside its `report.json`.
 """
 
 from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -146,18 +148,20 @@ def section(study: str) -> list[str]:
     ]
 
 
-def study_section(name: str) -> list[str]:
-    """The scores and the conclusion of a study, from what `outshine study report` wrote."""
-    path = RESULTS / name / "report.json"
-    if not path.exists():
-        return []
-    found = json.loads(path.read_text())
+def studies() -> list[str]:
+    """A section for each study whose report is in results/."""
+    return [line for path in sorted(RESULTS.glob("*/report.json")) for line in study_section(path)]
+
+
+def study_section(path: Path) -> list[str]:
+    """Scores, verdict and conclusion of a study, from what `outshine study report` wrote."""
+    found, name = json.loads(path.read_text()), path.parent.name
     arms, info = found["arms"], found["provenance"]
     finished = min(arm["score"]["n"] for arm in arms.values() if arm["score"])
     lines = [
         f"**Study {name}**: {finished} of the {len(found['seeds'])} seeds of "
-        f"`studies/{name}.toml`, with splade-tiny. Median ± standard deviation of dev metrics in "
-        "percent (n: seeds).",
+        f"`studies/{name}.toml`, with {listed(info['encoder'])}. Median ± standard deviation of "
+        "dev metrics in percent (n: seeds).",
         "",
         "| task | metric | dev rows | " + " | ".join(arms) + " |",
         "| --- | --- | ---: | " + " | ".join("---:" for _ in arms) + " |",
@@ -169,15 +173,20 @@ def study_section(name: str) -> list[str]:
     return [
         *lines,
         "",
+        path.with_name("verdict.md").read_text().strip(),
+        "",
         *(f"* {sentence}" for sentence in found["conclusion"]),
         "",
-        f"Tests: {found['methods']['test']}; {found['methods']['holm']}. Command: `outshine study "
-        f"run studies/{name}.toml --set encoder=SPLADE_TINY --set num_threads=1` on "
-        f"{info['device']} ({info['precision']}), commit "
-        f"{', '.join(commit[:10] for commit in info['git_commits'])}; all numbers and pictures in "
+        f"Tests: {found['methods']['test']}; {found['methods']['holm']}. Command, in `studies/`: "
+        f"`{found['command']}` on {listed(info['device'])} ({listed(info['precision'])}), commit "
+        f"{listed(commit[:10] for commit in info['git_commits'])}; all numbers and pictures in "
         f"[results/{name}](results/{name}).",
         "",
     ]
+
+
+def listed(value: str | Iterable[str]) -> str:
+    return value if isinstance(value, str) else ", ".join(value)
 
 
 def cell(values: dict[str, Any] | None) -> str:
@@ -229,7 +238,7 @@ def speed() -> list[str]:
 
 
 def pages() -> dict[Path, str]:
-    studies = "\n".join(study_section("small-four"))
+    found = "\n".join(studies())
     body = "\n".join(line for study in ("b", "a") for line in section(study)).strip()
     note = (
         "SST-2, CoLA, MRPC, STS-B and RTE are the official files; MNLI, QNLI and QQP are samples "
@@ -243,7 +252,7 @@ def pages() -> dict[Path, str]:
     )
     fast = "\n".join(speed()).strip()
     return {
-        README: f"{before}{BEGIN}\n{studies}\n{body}\n\n{note}\n\n{fast}\n{END}{after}",
+        README: f"{before}{BEGIN}\n{found}\n{body}\n\n{note}\n\n{fast}\n{END}{after}",
         FIRST_LIGHT / "README.md": f"{own}\n\n{body}\n\n{note}\n",
     }
 

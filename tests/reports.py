@@ -120,6 +120,7 @@ def report(
             "device": "AMD EPYC, 2 cores",
             "precision": "bf16",
             "num_threads": 1,
+            "encoder": "splade-tiny",
             "git_commits": ["5e0358e1aa", None],
             "data": {
                 task: {split: f"{i}{j}c0ffee" * 8 for j, split in enumerate(("train", "dev"))}

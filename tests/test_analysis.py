@@ -214,6 +214,22 @@ def test_too_few_seeds_for_a_test_are_warned_of() -> None:
     assert [w.split(":")[0] for w in analyse(three)["warnings"]] == ["scores", "tasks"]
 
 
+def test_one_comparison_is_told_without_the_warnings_of_other_arms() -> None:
+    pairs = [("a", "b"), ("a", "c"), ("c", "b")]
+    late = arm("c", {"rte": LOW[:1]}, degenerate=[("rte", 1)])
+    three = study(arm("a", {"rte": HIGH}), arm("b", {"rte": LOW}), late, comparisons=pairs)
+    whole, alone = analyse(three), analyse(three, only=("a", "b"))
+    assert "scores: 5 against 1 seed cannot show" in " ".join(whole["warnings"])
+    assert alone["warnings"] == []
+    assert list(alone["arms"]) == ["a", "b"]
+    # with the same place in a family of three
+    assert alone["comparisons"] == [c for c in whole["comparisons"] if (c["a"], c["b"]) == pairs[0]]
+    assert alone["comparisons"][0]["p_holm"] == pytest.approx(3 * 2 / 252)
+    assert [sentence for sentence in whole["conclusion"] if "a is above b" in sentence] == (
+        alone["conclusion"]
+    )
+
+
 def test_a_score_that_is_not_a_number_is_an_error() -> None:
     broken = arm("a", {"rte": [70.0, float("nan")]})
     with pytest.raises(ValueError, match=r"^a, rte, seed 2: nan as a score$"):

@@ -19,12 +19,14 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from outshine.cli import app
+from reports import report
 from test_layers import LAYERS
 
 ROOT = Path(__file__).parent.parent
@@ -180,12 +182,43 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in headings}
 
 
-def test_the_generated_reference_is_what_the_code_says() -> None:
-    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+def loaded(path: Path) -> ModuleType:
+    """A script of the repository as a module."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec and spec.loader
-    generate = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(generate)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_generated_reference_is_what_the_code_says() -> None:
+    generate = loaded(ROOT / "docs" / "generate.py")
     assert generate.PAGE.read_text(encoding="utf-8") == generate.page()
+
+
+def test_the_generated_results_are_what_the_reports_say() -> None:
+    for path, text in loaded(ROOT / "results" / "report.py").pages().items():
+        assert path.read_text(encoding="utf-8") == text
+
+
+def test_the_results_have_every_study_with_its_encoder_command_and_verdict(tmp_path: Path) -> None:
+    pages = loaded(ROOT / "results" / "report.py")
+    pages.RESULTS = tmp_path
+    for name in ("small-b", "small-a"):
+        (tmp_path / name).mkdir()
+        data = {**report(), "command": f"outshine study run {name}.toml --set num_threads=1"}
+        data["provenance"] |= {"encoder": [name, "builtin"], "git_commits": ["5e0358e1aa7777"]}
+        (tmp_path / name / "report.json").write_text(json.dumps(data))
+        (tmp_path / name / "verdict.md").write_text(f"What {name} says.\n")
+    first, second = "\n".join(pages.studies()).split("**Study small-b**")
+    for name, text in (("small-a", first), ("small-b", second)):
+        assert f"seeds of `studies/{name}.toml`, with {name}, builtin. Median" in text
+        assert f"`studies/`: `outshine study run {name}.toml --set num_threads=1` on" in text
+        assert text.index("| **score** |") < text.index(f"What {name} says.") < text.index("Tests:")
+        assert "commit 5e0358e1aa;" in text
+    (tmp_path / "small-a" / "verdict.md").unlink()
+    with pytest.raises(FileNotFoundError, match=r"small-a/verdict\.md"):
+        pages.studies()
 
 
 def test_the_readme_shows_how_to_see_it_and_test_it() -> None:

@@ -160,6 +160,17 @@ def test_equal_seeds_are_paired_and_others_are_not() -> None:
     assert apart["difference"] == paired["difference"] == pytest.approx(1.0)
 
 
+def test_seeds_that_one_arm_lacks_do_not_turn_pairing_off() -> None:
+    shares = (0.5, 0.6, 0.7, 0.8, 0.9)
+    b = {seed: right(share) for seed, share in enumerate(shares)}
+    a = {seed: right(share + 0.01) for seed, share in enumerate(shares)}
+    more = judge({**a, 5: right(0.1)}, {7: right(0.2), **b})
+    assert more == judge(a, b)
+    assert (more["tasks"]["rte"]["paired"], more["tasks"]["rte"]["seeds"]) == (True, [5, 5])
+    # one common seed cannot be compared by seed
+    assert judge({1: a[1], 2: a[2]}, {1: b[1], 3: b[3]})["tasks"]["rte"]["seeds"] == [2, 2]
+
+
 def test_the_order_of_seeds_and_tasks_does_not_matter() -> None:
     rng = np.random.default_rng(0)
     gold = rng.integers(0, 2, 100)

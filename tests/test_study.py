@@ -7,7 +7,7 @@ import os
 import platform
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from threading import Thread
@@ -29,7 +29,7 @@ from outshine.findings import compare, report_data
 from outshine.launch import run_study
 from outshine.plan import plan_facts, seconds_left, to_make
 from outshine.predictions import Predictions
-from outshine.results import ROWS, append_row, read_rows
+from outshine.results import ROWS, Row, append_row, read_rows
 from outshine.runs import Run
 from outshine.study import Study, chosen_seeds, open_study, read_study
 from studies import alike, slow_text, start, study_text, wait_for, write_study
@@ -511,6 +511,7 @@ def test_settings_are_chosen_on_a_seed_that_is_not_reported(tmp_path: Path, enco
     read = read_study(study.path)
     assert read.results() == study.results()
     assert "chosen on seed 9" in report_data(read)["methods"]["selection"]
+    assert report_data(read)["provenance"]["runs"] == len(rows)
     assert plan_facts(open_study(path))["left"] == 0
 
 
@@ -802,6 +803,78 @@ def test_a_report_needs_a_finished_run(file: Path, tmp_path: Path) -> None:
     )
 
 
+def write_rows(study: Path, rows: Iterable[Row]) -> None:
+    """Replaces the rows of a study."""
+    (study / ROWS).unlink()
+    for row in rows:
+        append_row(study, row)
+
+
+def test_provenance_counts_the_runs_of_the_reports_arms_and_what_they_came_from(
+    made: Study, copied: Path
+) -> None:
+    assert report_data(made)["provenance"]["runs"] == 12
+    path = change(copied, ('"single", "multi", "single->multi", ', ""), ("seeds = 2", "seeds = 1"))
+    rows = made.rows()
+    tuned = [node_of(made, "multi+finetune", 1, task) for task in ("tickets", "urgency")]
+    ids = {*(node.id for node in tuned), *(node.start for node in tuned)}
+    study = run_study(path)
+    foreign = [replace(row, train_s=1e6, git_commit="other") for row in rows.values()]
+    write_rows(study.path, [rows[run] for run in ids])
+    other = copied.parent / "other"
+    other.mkdir()
+    for row in foreign:
+        append_row(other, row)
+    found = report_data(read_study(study.path, others=[other]))["provenance"]
+    assert found["runs"] == 3  # two finetuned, and the run that both start from
+    assert found["train_s"] == pytest.approx(sum(rows[run].train_s for run in ids))
+    assert found["git_commits"] == [rows[run].git_commit for run in ids][:1]
+
+
+def test_the_report_names_the_encoder_and_no_path_of_this_machine(
+    made: Study, file: Path, encoder: Path, tmp_path: Path
+) -> None:
+    study = open_study(file, out=tmp_path / "out", overrides={"encoder": str(encoder)})
+    studying.begin(study)
+    data = report_data(read_study(study.path, others=[made.path]))
+    assert data["provenance"]["encoder"] == encoder.name
+    assert data["command"] == f"outshine study run tiny.toml --set encoder={encoder.name}"
+
+
+def test_arms_from_unlike_machines_are_warned_of(made: Study, copied: Path) -> None:
+    assert not any("not the same" in warning for warning in report_data(made)["warnings"])
+    rows = made.rows()
+    taught = {node_of(made, "single->multi", seed).id for seed in (1, 2)}
+    one = node_of(made, "single->multi").id
+    write_rows(
+        copied,
+        [
+            replace(
+                row,
+                device="GPU" if run in taught else "CPU",
+                precision="bf16" if run == one else "fp32",
+            )
+            for run, row in rows.items()
+        ],
+    )
+    said = [
+        "device is not the same in all arms, so that scores may differ by it: single: CPU; "
+        "multi: CPU; single->multi: GPU; multi+finetune: CPU",
+        "precision is not the same in all arms, so that scores may differ by it: single: fp32; "
+        "multi: fp32; single->multi: bf16, fp32; multi+finetune: fp32",
+    ]
+    assert [w for w in report_data(read_study(copied))["warnings"] if "not the same" in w] == said
+    assert not any("not the same" in w for w in compare(copied, "multi", "single")["warnings"])
+    for margin in (None, 1.0):
+        found = compare(copied, "single->multi", "single", margin=margin)
+        assert [w for w in found["warnings"] if "not the same" in w] == [
+            "device is not the same in all arms, so that scores may differ by it: "
+            "single->multi: GPU; single: CPU",
+            "precision is not the same in all arms, so that scores may differ by it: "
+            "single->multi: bf16, fp32; single: fp32",
+        ]
+
+
 # --- commands -----------------------------------------------------------------------------------
 
 
@@ -908,6 +981,25 @@ def test_compare_by_margin_answers_the_users_question(
         ]
         assert found["tasks"][task]["difference"] == pytest.approx(100 * (means[0] - means[1]))
     assert "margin 100 points" in call(*words).stdout
+
+
+def test_a_margin_has_the_warnings_of_both_arms(made: Study, copied: Path) -> None:
+    sound = [replace(row, degenerate={}) for row in made.rows().values()]
+    bad = node_of(made, "single", 2).id
+    lacking = {node_of(made, "single->multi", 1).id, node_of(made, "multi", 1).id}
+    write_rows(
+        copied,
+        [
+            replace(row, degenerate={"tickets": "it failed"}) if row.run == bad else row
+            for row in sound
+            if row.run not in lacking
+        ],
+    )
+    assert compare(copied, "single->multi", "single", margin=1.0)["warnings"] == [
+        "one seed: the interval covers the choice of dev rows, not how seeds vary",
+        "single, tickets: 1 of 2 runs degenerate (seed 2), counted like all",
+        "single->multi: 1 of 2 planned seeds are complete",
+    ]
 
 
 @pytest.mark.parametrize(

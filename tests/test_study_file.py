@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -315,3 +316,21 @@ def test_overrides_win_over_stages_but_not_over_a_variation(tmp_path: Path) -> N
     graph = build_graph(read_spec(path, {"lr": 0.25}))
     assert {graph.nodes[graph.ends[arm][1][0]].cfg.lr for arm in ("single",)} == {0.25}
     assert {graph.nodes[graph.ends[arm][1][0]].cfg.lr for arm in ("v",)} == {0.5}
+
+
+# --- the files in studies/ ----------------------------------------------------------------------
+
+STUDIES = sorted((Path(__file__).parent.parent / "studies").glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_a_study_chooses_its_settings_or_names_the_arms_that_are_untuned(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert "paper-" in path.name or "select" in tomllib.loads(text) or "Untuned: " in text
+
+
+@pytest.mark.parametrize("name", ["ablations", "dev", "finetune", "rte"])
+def test_the_papers_studies_have_the_papers_dropout_of_attention(name: str) -> None:
+    path = next(path for path in STUDIES if path.stem == f"paper-{name}")
+    stages = tomllib.loads(path.read_text(encoding="utf-8"))["stage"]
+    assert {its["attention_dropout"] for its in stages.values()} == {0.1}

@@ -6,7 +6,7 @@ Scores come in as fractions and go out in percent; differences are in points.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -88,7 +88,9 @@ class StudyResults:
     teachers: str
 
 
-def analyse(results: StudyResults, *, seed: int = 0) -> dict[str, Any]:
+def analyse(
+    results: StudyResults, *, seed: int = 0, only: tuple[str, str] | None = None
+) -> dict[str, Any]:
     """Statistics of every arm, the named comparisons, and what they say in plain words.
 
     Degenerate runs are counted like all others. Comparisons that cannot be made yet keep their
@@ -97,6 +99,7 @@ def analyse(results: StudyResults, *, seed: int = 0) -> dict[str, Any]:
     Args:
         results: The study.
         seed: Of the bootstrap; each comparison has its own stream of it.
+        only: The comparison to tell of; the others still count in Holm's families. None: all.
 
     Returns:
         {"arms": {arm: {"tasks": {task: statistics}, "score": statistics or None}}, "comparisons":
@@ -116,11 +119,17 @@ def analyse(results: StudyResults, *, seed: int = 0) -> dict[str, Any]:
     of_scores = [named for named in shared if named[-1]]
     of_tasks = [(a, b, task, (task,)) for a, b in pairs for task in _shared(a.tasks, b.tasks)]
     scores, by_task = _family(of_scores, seed), _family(of_tasks, seed)
+    if only is not None:
+        results = replace(results, arms=tuple(arms[name] for name in only))
+        pairs = [results.arms]
+        scores, by_task = (
+            [row for row in rows if (row["a"], row["b"]) == only] for rows in (scores, by_task)
+        )
     return {
         "arms": {arm.name: _arm_statistics(arm) for arm in results.arms},
         "comparisons": [*scores, *by_task],
         "warnings": [
-            *_arm_warnings(results),
+            *arm_warnings(results),
             *_comparison_warnings(pairs),
             *seed_warnings(_fewest(scores), len(of_scores), "scores"),
             *seed_warnings(_fewest(by_task), len(of_tasks), "tasks"),
@@ -154,7 +163,8 @@ def _statistics(values: Mapping[int, float], degenerate: set[int]) -> dict[str, 
     }
 
 
-def _arm_warnings(results: StudyResults) -> list[str]:
+def arm_warnings(results: StudyResults) -> list[str]:
+    """What limits the arms: unfinished seeds, degenerate runs, teachers of one seed."""
     warnings = []
     for arm in results.arms:
         complete = len(arm.scores(arm.tasks).keys() & set(results.seeds))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from outshine.analysis import SCORE, analyse, conclusion
+from outshine.analysis import analyse, arm_warnings
 from outshine.degenerate import RULE
 from outshine.errors import UserError
 from outshine.margin import TaskPredictions, margin_verdict
@@ -41,10 +41,11 @@ def report_data(study: Study) -> dict[str, Any]:
             f"`outshine study run {study.path}` makes them",
         )
     analysis = analyse(results)
-    settings = [f"{key}={_toml(value)}" for key, value in study.spec.overrides.items()]
+    settings = [f"{key}={_portable(key, value)}" for key, value in study.spec.overrides.items()]
     command = ["outshine", "study", "run", study.source]
     return {
         **analysis,
+        "warnings": [*analysis["warnings"], *_machine_warnings(arms)],
         "methods": {
             **analysis["methods"],
             "degenerate": RULE,
@@ -68,7 +69,7 @@ def report_data(study: Study) -> dict[str, Any]:
             }
             for arm in study.spec.arms
         },
-        "provenance": _provenance(rows.values()),
+        "provenance": _provenance(_behind([*counted, *study.graph.trials], rows)),
         "curves": [
             {
                 "arm": arm,
@@ -119,9 +120,21 @@ def _arm_rows(study: Study, arm: str, rows: Mapping[str, Row]) -> Iterable[Row]:
         yield from (rows[run] for run in runs if run in rows)
 
 
-def _provenance(rows: Iterable[Row]) -> dict[str, Any]:
+def _behind(runs: Iterable[str], rows: Mapping[str, Row]) -> list[Row]:
+    """The rows of these runs, and of all that taught them or that they started from."""
+    found: dict[str, Row] = {}
+    left = list(runs)
+    while left:
+        run = left.pop()
+        if run in rows and run not in found:
+            row = found[run] = rows[run]
+            # `init` may also be a word, which names no run
+            left += [row.settings["init"], *(run for its in row.teachers.values() for run in its)]
+    return [row for run, row in rows.items() if run in found]
+
+
+def _provenance(rows: Sequence[Row]) -> dict[str, Any]:
     """Where the rows come from; of a fact in which they differ, all values."""
-    rows = list(rows)
     names = dict.fromkeys(name for row in rows for name in row.versions)
     return {
         "versions": {name: _distinct(row.versions.get(name) for row in rows) for name in names},
@@ -129,11 +142,28 @@ def _provenance(rows: Iterable[Row]) -> dict[str, Any]:
             key: _distinct(getattr(row, key) for row in rows)
             for key in ("device", "precision", "num_threads")
         },
+        "encoder": _distinct(row.settings["encoder"] for row in rows),
         "git_commits": list(dict.fromkeys(row.git_commit for row in rows if row.git_commit)),
         "data": {task: splits for row in rows for task, splits in row.data.items()},
         "train_s": sum(row.train_s for row in rows),
         "runs": len(rows),
     }
+
+
+def _machine_warnings(arms: Mapping[str, Sequence[Row]]) -> list[str]:
+    """Says in what the surroundings of arms differ: a difference of scores may come from that."""
+    facts: dict[str, dict[str, set[str]]] = {}
+    for arm, rows in arms.items():
+        for row in rows:
+            its = {"device": row.device, "precision": row.precision, **row.versions}
+            for name, value in its.items():
+                facts.setdefault(name, {}).setdefault(arm, set()).add(value)
+    return [
+        f"{name} is not the same in all arms, so that scores may differ by it: "
+        + "; ".join(f"{arm}: {', '.join(sorted(values))}" for arm, values in by_arm.items())
+        for name, by_arm in facts.items()
+        if len(set(map(frozenset, by_arm.values()))) > 1
+    ]
 
 
 def _distinct(values: Iterable[Any]) -> Any:
@@ -143,6 +173,11 @@ def _distinct(values: Iterable[Any]) -> Any:
 
 def _toml(value: Any) -> str:
     return value if isinstance(value, str) else str(value).lower()
+
+
+def _portable(key: str, value: Any) -> str:
+    """A setting without a path of this machine, as in rows."""
+    return Path(value).name if key == "encoder" and Path(value).is_absolute() else _toml(value)
 
 
 # --- two arms ---------------------------------------------------------------------------------
@@ -178,33 +213,22 @@ def compare(
         study.spec.arm(name)
     if a == b:
         raise UserError(f"cannot compare {a!r} with itself: expected two arms", "name another arm")
+    results, rows = study.results(), study.rows()
+    unlike = _machine_warnings({name: list(_arm_rows(study, name, rows)) for name in (a, b)})
     if margin is not None:
-        return margin_verdict(a, b, _predictions(study, a, b, glue_dir), margin)
-    results = study.results()
+        found = margin_verdict(a, b, _predictions(study, a, b, glue_dir, rows), margin)
+        both = replace(results, arms=tuple(arm for arm in results.arms if arm.name in (a, b)))
+        return {**found, "warnings": [*found["warnings"], *arm_warnings(both), *unlike]}
     # the pair takes its place in the family that was named beforehand, or joins it
     family = [pair for pair in results.comparisons if {*pair} != {a, b}]
-    analysis = analyse(replace(results, comparisons=((a, b), *family)))
-    pair = [c for c in analysis["comparisons"] if (c["a"], c["b"]) == (a, b)]
-    others = [f"{arm.name}: " for arm in results.arms if arm.name not in (a, b)]
-    others += [f"{first} against {second}: " for first, second in family]
-    return {
-        "a": a,
-        "b": b,
-        "arms": {name: analysis["arms"][name] for name in (a, b)},
-        "comparisons": pair,
-        "warnings": [w for w in analysis["warnings"] if not w.startswith(tuple(others))],
-        "methods": analysis["methods"],
-        "conclusion": conclusion(
-            [c for c in pair if c["task"] == SCORE], [c for c in pair if c["task"] != SCORE]
-        ),
-    }
+    found = analyse(replace(results, comparisons=((a, b), *family)), only=(a, b))
+    return {"a": a, "b": b, **found, "warnings": [*found["warnings"], *unlike]}
 
 
 def _predictions(
-    study: Study, a: str, b: str, glue_dir: str | Path | None
+    study: Study, a: str, b: str, glue_dir: str | Path | None, rows: Mapping[str, Row]
 ) -> dict[str, TaskPredictions]:
     """Dev predictions of the tasks that two arms share."""
-    rows = study.rows()
     find = task_finder(study.files_dir, glue_dir)
     shared = [name for name in study.spec.arm(a).tasks if name in study.spec.arm(b).tasks]
     if not shared:

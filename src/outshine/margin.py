@@ -9,7 +9,7 @@ N rows, D draws, S seeds, K classes. Scores are fractions inside, points (percen
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -58,9 +58,10 @@ def margin_verdict(
     """Whether arm a is better than arm b, not worse by more than a margin, worse, or undecided.
 
     Each draw takes N dev rows with replacement, the same for both arms, and seeds: one fewer than
-    there are, since the mean of S of them would spread too little; where both arms have the same
-    seeds, the same for both. Means over the seeds of the primary metric are compared. All tasks of
-    a draw have the same seeds, as the tasks of a multi-task run do.
+    there are, since the mean of S of them would spread too little. Where the arms have two seeds
+    or more in common, these alone count, and the same are drawn for both arms. Means over the
+    seeds of the primary metric are compared. All tasks of a draw have the same seeds, as the tasks
+    of a multi-task run do.
 
     Args:
         a: Name of the first arm.
@@ -87,6 +88,7 @@ def margin_verdict(
             "give the loss that you would accept, such as --margin 0.5",
         )
     found, draws = {}, {}
+    tasks = {name: _on_common_seeds(task) for name, task in tasks.items()}
     for name, task in tasks.items():
         draws[name] = _differences(name, task, seed, num_draws)
         found[name] = {
@@ -109,11 +111,20 @@ def margin_verdict(
         "tasks": found,
         "warnings": _warnings(tasks),
         "method": f"95 % percentile bootstrap, {num_draws:,} draws, seed {seed}: dev rows drawn "
-        "for both arms together, and one seed fewer than there are, at least one (the same for "
-        "both arms where both have the same); difference of the means over seeds; each task is "
-        "judged by itself, without a correction for their number",
+        "for both arms together, and one seed fewer than there are, at least one (where the arms "
+        "have two or more in common, of these alone, and the same for both); difference of the "
+        "means over seeds; each task is judged by itself, without a correction for their number",
         "conclusion": _conclusion(a, b, margin, total, found, len(scored)),
     }
+
+
+def _on_common_seeds(task: TaskPredictions) -> TaskPredictions:
+    """What is compared by seed, where the arms have two or more in common; else all of it."""
+    both = task.a.keys() & task.b.keys()
+    if len(both) < 2:
+        return task
+    a, b = ({seed: arm[seed] for seed in both} for arm in (task.a, task.b))
+    return replace(task, a=a, b=b)
 
 
 def _is_paired(task: TaskPredictions) -> bool:

@@ -31,10 +31,11 @@ def render(data: Mapping[str, Any], format: str) -> str:
             {"study": name, "metrics": {task: name}, "dev_rows": {task: count}, "seeds": [number],
             "teachers": policy, "file": text of the study file, "command": text, "made": date,
             "arms_info": {arm: {"chain", "tasks", "set"}}, "provenance": {"versions", "device",
-            "precision", "num_threads", "git_commits", "data": {task: {split: fingerprint}},
-            "train_s", "runs"}, "curves": [{"arm", "seed", "task" (None for several), "points":
-            [[step, loss, gold_weight, lr]]}], "mixture": {arm: {task: {"rows", "probability",
-            "passes", "weight"}}}, "degenerate": [{"arm", "seed", "task", "reason", "value"}]}.
+            "precision", "num_threads", "encoder", "git_commits", "data": {task: {split:
+            fingerprint}}, "train_s", "runs"}, "curves": [{"arm", "seed", "task" (None for
+            several), "points": [[step, loss, gold_weight, lr]]}], "mixture": {arm: {task: {"rows",
+            "probability", "passes", "weight"}}}, "degenerate": [{"arm", "seed", "task", "reason",
+            "value"}]}.
         format: terminal, markdown, latex, csv, json or html.
 
     Raises:

@@ -310,6 +310,7 @@ def _provenance(data: Mapping[str, Any]) -> Section:
         "teachers": data["teachers"],
         "runs": found["runs"],
         "training time": clock(found["train_s"]),
+        "encoder": found["encoder"],
         "device": found["device"],
         "precision": found["precision"],
         "threads": found["num_threads"],

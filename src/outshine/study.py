@@ -211,7 +211,7 @@ def read_study(
         arm: {int(seed): tuple(runs) for seed, runs in by_seed.items()}
         for arm, by_seed in stored["ends"].items()
     }
-    graph = Graph({}, ends, choices=tuple(stored["choices"]))
+    graph = Graph({}, ends, frozenset(stored.get("trials", ())), tuple(stored["choices"]))
     return Study(path, spec, graph, source.name, source.files_dir, _checked(others))
 
 
@@ -262,6 +262,7 @@ def _write(study: Study) -> None:
                 written: spec.tasks[name].without("files") for written, name in spec.written.items()
             },
             "ends": study.graph.ends,
+            "trials": sorted(study.graph.trials),
             "choices": study.graph.choices,
         },
     )
