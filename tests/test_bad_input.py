@@ -188,6 +188,13 @@ def test_a_bad_dev_file(refused: Refused, tickets: Path) -> None:
     )
 
 
+def test_a_further_dev_file_that_is_missing(refused: Refused, tickets: Path) -> None:
+    tickets.write_text(f'{tickets.read_text()}dev_hard = "hrad.csv"\n')
+    assert refused(tickets) == (
+        "cannot read TMP/tasks/hrad.csv: no such file, expected a data file\nhint: check the path"
+    )
+
+
 @pytest.mark.parametrize("value", ["6", "-0.1", "high", "nan", "inf", "1,5"])
 def test_a_number_out_of_range_or_not_a_number(refused: Refused, urgency: Path, value: str) -> None:
     train_file(urgency).write_text(f'body,urgency\na,1\nb,"{value}"\n')

@@ -126,11 +126,6 @@ def is_labelled(split: str) -> bool:
     return not (split.startswith("test") or split == "ax")
 
 
-def scored_splits(task: Task) -> list[str]:
-    """The splits that a finished run is scored on: `dev`, and others `dev_...` that are there."""
-    return [s for s in task.dev_splits if s == "dev" or Path(task.files.get(s, "")).exists()]
-
-
 def data_fingerprint(task: Task, split: str) -> str:
     """sha256 of all that decides which rows and gold a split has: its bytes and how it is read."""
     source = source_split(task, split)
