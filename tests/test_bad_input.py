@@ -18,6 +18,7 @@ import pytest
 
 import outshine
 from conftest import tiny_tokenizer, write_csv
+from outshine.encoders import loading
 from outshine.errors import OutshineError
 from outshine.files import digest_file, map_arrays, write_json
 from outshine.predictions import Predictions
@@ -500,6 +501,50 @@ def test_a_run_whose_tasks_were_damaged(refused: Refused, teacher: Run, tickets:
     )
 
 
+def test_a_run_whose_tasks_have_other_labels_than_its_heads(
+    refused: Refused, teacher: Run, tickets: Path
+) -> None:
+    path = teacher.model_dir / "tasks.json"
+    saved = json.loads(path.read_text())
+    saved["tasks"][0]["labels"].append("more")
+    write_json(path, saved)
+    assert refused(tickets, teachers={"tickets": teacher}) == (
+        "cannot load TMP/teacher/model/heads.safetensors: 2 problems\n"
+        "  heads.task-tickets.bias has shape (3,), expected (4,)\n"
+        "  heads.task-tickets.weight has shape (3, 32), expected (4, 32)\n"
+        "hint: the run is damaged: train it again"
+    )
+
+
+@pytest.mark.parametrize("pooling", ["foo", None, ["auto"]])
+def test_a_run_of_an_unknown_pooling(
+    refused: Refused, teacher: Run, tickets: Path, pooling: object
+) -> None:
+    path = teacher.model_dir / "tasks.json"
+    write_json(path, json.loads(path.read_text()) | {"pooling": pooling})
+    place = "TMP/teacher/model/tasks.json"
+    assert refused(tickets, teachers={"tickets": teacher}) == (
+        f"cannot read {place}: {pooling!r}, expected auto, cls or mean ({place}: pooling)\n"
+        "hint: the file was changed: train the run again"
+    )
+
+
+@pytest.mark.parametrize("content", ["[]", "null"])
+def test_a_folder_whose_config_is_no_object(
+    refused: Refused, broken: Path, tickets: Path, content: str
+) -> None:
+    (broken / "config.json").write_text(content)
+    place = "TMP/broken/config.json"
+    assert refused(tickets, teachers={"tickets": broken}) == (
+        f"cannot read {place}: no object, expected JSON with 'model_type' ({place})\n"
+        f"hint: {DAMAGED_JSON}"
+    )
+    assert refused(tickets, out=broken) == (
+        "cannot write the run TMP/broken: the folder holds other files (config.json, "
+        "model.safetensors, tokenizer.json), expected none\nhint: choose a new --out"
+    )
+
+
 @pytest.mark.parametrize("name", ["heads.safetensors", "model.safetensors"])
 def test_truncated_weights_of_a_run(
     refused: Refused, teacher: Run, tickets: Path, name: str
@@ -594,6 +639,69 @@ def test_truncated_files_of_an_encoder(
     path = broken / name
     path.write_bytes(path.read_bytes()[:size])
     assert refused(tickets, encoder=broken) == message
+
+
+HALF_A_MODEL = {
+    "type": "WordPiece",
+    "vocab": {},
+    "unk_token": "x",
+    "continuing_subword_prefix": "#",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("tokenizer.json", "{}", "the tokenizer of TMP/broken: no 'added_tokens'"),
+        (
+            "tokenizer.json",
+            "[]",
+            "the tokenizer of TMP/broken: 'str' object cannot be interpreted as an integer",
+        ),
+        (
+            "tokenizer.json",
+            json.dumps({"added_tokens": [], "model": HALF_A_MODEL}),
+            "the tokenizer of TMP/broken: missing field `max_input_chars_per_word` at line 1 "
+            "column 117",
+        ),
+        (
+            "tokenizer.json",
+            '{"version": "9", "added_tokens": [], "model": {"type": "BPE", "vocab": {}}}',
+            "the tokenizer of TMP/broken: Unknown tokenizer version '9' at line 1 column 15",
+        ),
+        (
+            "tokenizer_config.json",
+            "[]",
+            "the tokenizer of TMP/broken: 'list' object has no attribute 'get'",
+        ),
+        (
+            "tokenizer_config.json",
+            "null",
+            "the tokenizer of TMP/broken: 'NoneType' object has no attribute 'get'",
+        ),
+        (
+            "config.json",
+            '{"model_type": "bert", "hidden_size": "x"}',
+            "the tokenizer of TMP/broken: TypeError: Field 'hidden_size' expected int, got str "
+            "(value: 'x')",
+        ),
+        (
+            "config.json",
+            '{"model_type": ["bert"]}',
+            "the tokenizer of TMP/broken: unhashable type: 'list'",
+        ),
+    ],
+)
+def test_json_of_an_encoder_that_holds_something_else(
+    refused: Refused, tickets: Path, broken: Path, name: str, content: str, message: str
+) -> None:
+    (broken / name).write_text(content)
+    assert refused(tickets, encoder=broken) == f"cannot load {message}\n{WHOLE}"
+
+
+def test_memory_that_runs_out_while_loading_is_no_mistake_of_the_user() -> None:
+    with pytest.raises(MemoryError), loading("the encoder"):
+        raise MemoryError
 
 
 def test_an_encoder_of_a_family_that_is_unknown(
