@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -245,6 +246,15 @@ def test_nan_in_json_is_no_missing_label(refused: Refused, urgency: Path) -> Non
             '{"body": ["a"], "team": "tech"}\n',
             "column 'body': ['a'], expected a text or a number (TMP/t.jsonl:1)",
         ),
+        (
+            '{"body": "a \\ud800", "team": "tech"}\n',
+            "'utf-8' codec can't encode character '\\ud800' in position 12: surrogates not "
+            "allowed, expected one JSON object a line (TMP/t.jsonl:1)",
+        ),
+        (
+            '{"body": "a", "team": "tech"}\n' + '{"body": ' + 100_000 * "[",
+            "nested too deeply, expected one JSON object a line (TMP/t.jsonl:2)",
+        ),
         ("", "no row, expected at least one (TMP/t.jsonl)"),
     ],
 )
@@ -253,15 +263,53 @@ def test_a_bad_jsonl_file(refused: Refused, tickets: Path, content: str, problem
     assert refused(task) == f"cannot read TMP/t.jsonl: {problem}\nhint: {ROWS}"
 
 
-def test_a_truncated_parquet_file(refused: Refused, tickets: Path, tmp_path: Path) -> None:
+def parquet_task(task: Path, **columns: list[Any]) -> Task:
     import pyarrow
     import pyarrow.parquet
 
+    path = task.parent.parent / "t.parquet"
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    loaded = Task.load(task)
+    return loaded.model_copy(update={"files": loaded.files | {"train": str(path)}})
+
+
+@pytest.mark.parametrize(
+    ("cell", "shown"),
+    [
+        (b"hello", "b'hello'"),
+        (["hello", "x"], "['hello', 'x']"),
+        ({"text": "hello"}, "{'text': 'hello'}"),
+        (list(range(1000)), "[0, 1, 2, 3, 4, 5, ...]"),
+    ],
+)
+def test_a_parquet_cell_that_is_no_text(
+    refused: Refused, tickets: Path, cell: Any, shown: str
+) -> None:
+    task = parquet_task(tickets, body=[None, cell], team=["tech", "tech"])
+    assert refused(task) == (
+        "cannot read TMP/t.parquet: 2 problems\n"
+        "  column 'body': empty, expected text (TMP/t.parquet:1)\n"
+        f"  column 'body': {shown}, expected a text or a number (TMP/t.parquet:2)\nhint: {ROWS}"
+    )
+
+
+def test_an_id_that_is_no_text(refused: Refused, tickets: Path) -> None:
+    task = parquet_task(tickets, key=[b"a"], body=["x"], team=["tech"])
+    assert refused(task.model_copy(update={"id": "key"})) == (
+        "cannot read TMP/t.parquet: column 'key': b'a', expected a text or a number "
+        f"(TMP/t.parquet:1)\nhint: {ROWS}"
+    )
+    task = json_task(tickets, '{"key": "\\udc00", "body": "a", "team": "tech"}\n')
+    assert refused(task.model_copy(update={"id": "key"})) == (
+        "cannot read TMP/t.jsonl: 'utf-8' codec can't encode character '\\udc00' in position 9: "
+        f"surrogates not allowed, expected one JSON object a line (TMP/t.jsonl:1)\nhint: {ROWS}"
+    )
+
+
+def test_a_truncated_parquet_file(refused: Refused, tickets: Path, tmp_path: Path) -> None:
+    task = parquet_task(tickets, body=["a"], team=["tech"])
     path = tmp_path / "t.parquet"
-    pyarrow.parquet.write_table(pyarrow.table({"body": ["a"], "team": ["tech"]}), path)
     path.write_bytes(path.read_bytes()[:-10])
-    task = Task.load(tickets)
-    task = task.model_copy(update={"files": task.files | {"train": str(path)}})
     assert refused(task) == (
         "cannot read TMP/t.parquet: Parquet magic bytes not found in footer. Either the file is "
         "corrupted or this is not a parquet file., expected Parquet (TMP/t.parquet:1)\n"

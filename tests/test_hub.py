@@ -84,7 +84,12 @@ def server(tmp_path: Path, encoder: Path) -> Iterator[hub.Hub]:
     root = tmp_path / "hub"
     shutil.copytree(encoder, root / "models/org/tiny")
     write_glue(root / "datasets/nyu-mll/glue")
-    own = {"body": ["my login", "an invoice"], "team": ["tech", None], "key": ["a", "b"]}
+    own = {
+        "body": ["my login", "an invoice"],
+        "team": ["tech", None],
+        "key": ["a", "b"],
+        "words": [["my", "login"], ["an", "invoice"]],
+    }
     write_parquet(root / "datasets/org/tickets/data/train-00000-of-00001.parquet", own)
     with hub.serving(root) as running:
         yield running
@@ -336,7 +341,8 @@ task = Task.load(sys.argv[1])
 tally = cells.Tally()
 print([(row.id, row.texts, row.gold) for row in readers.read_rows(task, "train", tally)])
 print(tally.unlabelled)
-for change in ({"hub_config": "nope"}, {"files": {"train": "nope"}}, {"text": ("bdy",)}):
+texts = ({"text": ("bdy",)}, {"text": ("words",)})
+for change in ({"hub_config": "nope"}, {"files": {"train": "nope"}}, *texts):
     try:
         list(readers.read_rows(task.model_copy(update=change), "train"))
     except errors.UserError as error:
@@ -354,12 +360,17 @@ def test_an_own_task_reads_a_data_set_of_the_hub(
     )
     done = python(server.url, READ_OWN, str(path))
     assert done.returncode == 0, done.stderr
-    rows, unlabelled, config, split, column = done.stdout.splitlines()
+    rows, unlabelled, config, split, column, *cells = done.stdout.splitlines()
     assert rows == "[('a', ('my login',), 1.0)]"
     assert unlabelled == "1"
     assert config.startswith("cannot read org/tickets from the hub: BuilderConfig 'nope' not found")
     assert split.startswith('cannot read org/tickets from the hub: Unknown split "nope"')
     assert column.startswith("cannot read org/tickets:train: column 'bdy' missing (did you mean")
+    assert cells == [
+        "cannot read org/tickets:train: 2 problems",
+        "  column 'words': ['my', 'login'], expected a text or a number (org/tickets:train:1)",
+        "  column 'words': ['an', 'invoice'], expected a text or a number (org/tickets:train:2)",
+    ]
 
 
 COMMAND = "import sys; from outshine.cli import main; sys.exit(main())"
