@@ -12,12 +12,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import outshine
 from conftest import tiny_tokenizer, write_csv
+from outshine.encoders import loading
 from outshine.errors import OutshineError
 from outshine.files import digest_file, map_arrays, write_json
 from outshine.predictions import Predictions
@@ -188,6 +190,13 @@ def test_a_bad_dev_file(refused: Refused, tickets: Path) -> None:
     )
 
 
+def test_a_further_dev_file_that_is_missing(refused: Refused, tickets: Path) -> None:
+    tickets.write_text(f'{tickets.read_text()}dev_hard = "hrad.csv"\n')
+    assert refused(tickets) == (
+        "cannot read TMP/tasks/hrad.csv: no such file, expected a data file\nhint: check the path"
+    )
+
+
 @pytest.mark.parametrize("value", ["6", "-0.1", "high", "nan", "inf", "1,5"])
 def test_a_number_out_of_range_or_not_a_number(refused: Refused, urgency: Path, value: str) -> None:
     train_file(urgency).write_text(f'body,urgency\na,1\nb,"{value}"\n')
@@ -237,6 +246,15 @@ def test_nan_in_json_is_no_missing_label(refused: Refused, urgency: Path) -> Non
             '{"body": ["a"], "team": "tech"}\n',
             "column 'body': ['a'], expected a text or a number (TMP/t.jsonl:1)",
         ),
+        (
+            '{"body": "a \\ud800", "team": "tech"}\n',
+            "'utf-8' codec can't encode character '\\ud800' in position 12: surrogates not "
+            "allowed, expected one JSON object a line (TMP/t.jsonl:1)",
+        ),
+        (
+            '{"body": "a", "team": "tech"}\n' + '{"body": ' + 100_000 * "[",
+            "nested too deeply, expected one JSON object a line (TMP/t.jsonl:2)",
+        ),
         ("", "no row, expected at least one (TMP/t.jsonl)"),
     ],
 )
@@ -245,15 +263,53 @@ def test_a_bad_jsonl_file(refused: Refused, tickets: Path, content: str, problem
     assert refused(task) == f"cannot read TMP/t.jsonl: {problem}\nhint: {ROWS}"
 
 
-def test_a_truncated_parquet_file(refused: Refused, tickets: Path, tmp_path: Path) -> None:
+def parquet_task(task: Path, **columns: list[Any]) -> Task:
     import pyarrow
     import pyarrow.parquet
 
+    path = task.parent.parent / "t.parquet"
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    loaded = Task.load(task)
+    return loaded.model_copy(update={"files": loaded.files | {"train": str(path)}})
+
+
+@pytest.mark.parametrize(
+    ("cell", "shown"),
+    [
+        (b"hello", "b'hello'"),
+        (["hello", "x"], "['hello', 'x']"),
+        ({"text": "hello"}, "{'text': 'hello'}"),
+        (list(range(1000)), "[0, 1, 2, 3, 4, 5, ...]"),
+    ],
+)
+def test_a_parquet_cell_that_is_no_text(
+    refused: Refused, tickets: Path, cell: Any, shown: str
+) -> None:
+    task = parquet_task(tickets, body=[None, cell], team=["tech", "tech"])
+    assert refused(task) == (
+        "cannot read TMP/t.parquet: 2 problems\n"
+        "  column 'body': empty, expected text (TMP/t.parquet:1)\n"
+        f"  column 'body': {shown}, expected a text or a number (TMP/t.parquet:2)\nhint: {ROWS}"
+    )
+
+
+def test_an_id_that_is_no_text(refused: Refused, tickets: Path) -> None:
+    task = parquet_task(tickets, key=[b"a"], body=["x"], team=["tech"])
+    assert refused(task.model_copy(update={"id": "key"})) == (
+        "cannot read TMP/t.parquet: column 'key': b'a', expected a text or a number "
+        f"(TMP/t.parquet:1)\nhint: {ROWS}"
+    )
+    task = json_task(tickets, '{"key": "\\udc00", "body": "a", "team": "tech"}\n')
+    assert refused(task.model_copy(update={"id": "key"})) == (
+        "cannot read TMP/t.jsonl: 'utf-8' codec can't encode character '\\udc00' in position 9: "
+        f"surrogates not allowed, expected one JSON object a line (TMP/t.jsonl:1)\nhint: {ROWS}"
+    )
+
+
+def test_a_truncated_parquet_file(refused: Refused, tickets: Path, tmp_path: Path) -> None:
+    task = parquet_task(tickets, body=["a"], team=["tech"])
     path = tmp_path / "t.parquet"
-    pyarrow.parquet.write_table(pyarrow.table({"body": ["a"], "team": ["tech"]}), path)
     path.write_bytes(path.read_bytes()[:-10])
-    task = Task.load(tickets)
-    task = task.model_copy(update={"files": task.files | {"train": str(path)}})
     assert refused(task) == (
         "cannot read TMP/t.parquet: Parquet magic bytes not found in footer. Either the file is "
         "corrupted or this is not a parquet file., expected Parquet (TMP/t.parquet:1)\n"
@@ -493,6 +549,50 @@ def test_a_run_whose_tasks_were_damaged(refused: Refused, teacher: Run, tickets:
     )
 
 
+def test_a_run_whose_tasks_have_other_labels_than_its_heads(
+    refused: Refused, teacher: Run, tickets: Path
+) -> None:
+    path = teacher.model_dir / "tasks.json"
+    saved = json.loads(path.read_text())
+    saved["tasks"][0]["labels"].append("more")
+    write_json(path, saved)
+    assert refused(tickets, teachers={"tickets": teacher}) == (
+        "cannot load TMP/teacher/model/heads.safetensors: 2 problems\n"
+        "  heads.task-tickets.bias has shape (3,), expected (4,)\n"
+        "  heads.task-tickets.weight has shape (3, 32), expected (4, 32)\n"
+        "hint: the run is damaged: train it again"
+    )
+
+
+@pytest.mark.parametrize("pooling", ["foo", None, ["auto"]])
+def test_a_run_of_an_unknown_pooling(
+    refused: Refused, teacher: Run, tickets: Path, pooling: object
+) -> None:
+    path = teacher.model_dir / "tasks.json"
+    write_json(path, json.loads(path.read_text()) | {"pooling": pooling})
+    place = "TMP/teacher/model/tasks.json"
+    assert refused(tickets, teachers={"tickets": teacher}) == (
+        f"cannot read {place}: {pooling!r}, expected auto, cls or mean ({place}: pooling)\n"
+        "hint: the file was changed: train the run again"
+    )
+
+
+@pytest.mark.parametrize("content", ["[]", "null"])
+def test_a_folder_whose_config_is_no_object(
+    refused: Refused, broken: Path, tickets: Path, content: str
+) -> None:
+    (broken / "config.json").write_text(content)
+    place = "TMP/broken/config.json"
+    assert refused(tickets, teachers={"tickets": broken}) == (
+        f"cannot read {place}: no object, expected JSON with 'model_type' ({place})\n"
+        f"hint: {DAMAGED_JSON}"
+    )
+    assert refused(tickets, out=broken) == (
+        "cannot write the run TMP/broken: the folder holds other files (config.json, "
+        "model.safetensors, tokenizer.json), expected none\nhint: choose a new --out"
+    )
+
+
 @pytest.mark.parametrize("name", ["heads.safetensors", "model.safetensors"])
 def test_truncated_weights_of_a_run(
     refused: Refused, teacher: Run, tickets: Path, name: str
@@ -587,6 +687,69 @@ def test_truncated_files_of_an_encoder(
     path = broken / name
     path.write_bytes(path.read_bytes()[:size])
     assert refused(tickets, encoder=broken) == message
+
+
+HALF_A_MODEL = {
+    "type": "WordPiece",
+    "vocab": {},
+    "unk_token": "x",
+    "continuing_subword_prefix": "#",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("tokenizer.json", "{}", "the tokenizer of TMP/broken: no 'added_tokens'"),
+        (
+            "tokenizer.json",
+            "[]",
+            "the tokenizer of TMP/broken: 'str' object cannot be interpreted as an integer",
+        ),
+        (
+            "tokenizer.json",
+            json.dumps({"added_tokens": [], "model": HALF_A_MODEL}),
+            "the tokenizer of TMP/broken: missing field `max_input_chars_per_word` at line 1 "
+            "column 117",
+        ),
+        (
+            "tokenizer.json",
+            '{"version": "9", "added_tokens": [], "model": {"type": "BPE", "vocab": {}}}',
+            "the tokenizer of TMP/broken: Unknown tokenizer version '9' at line 1 column 15",
+        ),
+        (
+            "tokenizer_config.json",
+            "[]",
+            "the tokenizer of TMP/broken: 'list' object has no attribute 'get'",
+        ),
+        (
+            "tokenizer_config.json",
+            "null",
+            "the tokenizer of TMP/broken: 'NoneType' object has no attribute 'get'",
+        ),
+        (
+            "config.json",
+            '{"model_type": "bert", "hidden_size": "x"}',
+            "the tokenizer of TMP/broken: TypeError: Field 'hidden_size' expected int, got str "
+            "(value: 'x')",
+        ),
+        (
+            "config.json",
+            '{"model_type": ["bert"]}',
+            "the tokenizer of TMP/broken: unhashable type: 'list'",
+        ),
+    ],
+)
+def test_json_of_an_encoder_that_holds_something_else(
+    refused: Refused, tickets: Path, broken: Path, name: str, content: str, message: str
+) -> None:
+    (broken / name).write_text(content)
+    assert refused(tickets, encoder=broken) == f"cannot load {message}\n{WHOLE}"
+
+
+def test_memory_that_runs_out_while_loading_is_no_mistake_of_the_user() -> None:
+    with pytest.raises(MemoryError), loading("the encoder"):
+        raise MemoryError
 
 
 def test_an_encoder_of_a_family_that_is_unknown(

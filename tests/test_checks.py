@@ -95,6 +95,17 @@ def test_warnings_name_what_a_person_should_look_at(tmp_path: Path, tokenizer: A
     ]
 
 
+def test_a_further_dev_file_that_is_missing_is_refused_as_by_training(tmp_path: Path) -> None:
+    task = make_task(tmp_path, train=[["one", "a"]], dev=[["three", "a"]])
+    missing = tmp_path / "hrad.csv"
+    task = task.model_copy(update={"files": task.files | {"dev_hard": str(missing)}})
+    with pytest.raises(UserError) as caught:
+        check_task(task)
+    assert str(caught.value) == (
+        f"cannot read {missing}: no such file, expected a data file\nhint: check the path"
+    )
+
+
 def test_a_clean_task_has_no_warnings(tmp_path: Path) -> None:
     task = make_task(tmp_path, train=[["one", "a"], ["two", "b"]], dev=[["three", "a"]])
     assert warnings_of(check_task(task)) == []

@@ -50,6 +50,7 @@ def glue_on_the_hub() -> list:
 def test_tasks_on_the_hub_and_in_files_are_the_same_but_for_columns(tmp_path: Path) -> None:
     for folder in ("CoLA", "SST-2", "MRPC", "STS-B", "QQP", "MNLI", "QNLI", "RTE", "WNLI", "TREC"):
         (tmp_path / folder).mkdir()
+    (tmp_path / "MNLI/dev_mismatched.tsv").touch()
     for hub, local in zip(glue_on_the_hub(), glue(data_dir=tmp_path), strict=True):
         assert hub.hub
         assert not local.hub
@@ -80,6 +81,17 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
         f"cannot read task 'rte': {tmp_path / 'RTE'} is missing, expected the official files there"
         "\nhint: set --glue-dir or OUTSHINE_GLUE_DIR to the folder that holds CoLA, RTE, ...; "
         "without it the hub is asked"
+    )
+
+
+def test_local_mnli_without_the_mismatched_dev_set_can_be_used_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "MNLI").mkdir()
+    (task,) = glue("MNLI", data_dir=tmp_path)
+    assert task.dev_splits == ("dev",)
+    assert " ".join(capsys.readouterr().err.split()) == (
+        f"note: mnli has no split dev_mismatched: {tmp_path / 'MNLI/dev_mismatched.tsv'} is missing"
     )
 
 

@@ -24,33 +24,53 @@ from outshine.errors import OutshineError, UserError, WorldError
 from outshine.exporting import push_to_hub
 from outshine.tasks import Task
 
-GLUE_CARD = """---
-dataset_info:
-- config_name: rte
-  features:
-  - name: sentence1
-    dtype: string
-  - name: sentence2
-    dtype: string
-  - name: label
-    dtype:
-      class_label:
-        names:
-          '0': entailment
-          '1': not_entailment
-  - name: idx
-    dtype: int32
-configs:
-- config_name: rte
-  data_files:
-  - split: train
-    path: rte/train-*
-  - split: validation
-    path: rte/validation-*
-  - split: test
-    path: rte/test-*
----
-"""
+# Configuration of nyu-mll/glue -> its two text columns, its classes, and split -> labels.
+GLUE_CONFIGS: dict[str, tuple[tuple[str, str], list[str], dict[str, list[int]]]] = {
+    "rte": (
+        ("sentence1", "sentence2"),
+        ["entailment", "not_entailment"],
+        {"train": [0, 1, 1, 0], "validation": [1, 0], "test": [-1, -1]},
+    ),
+    "mnli": (
+        ("premise", "hypothesis"),
+        ["entailment", "neutral", "contradiction"],
+        {
+            "train": [0, 1, 2],
+            "validation_matched": [1, 2],
+            "validation_mismatched": [2, 0, 1],
+            "test_matched": [-1],
+            "test_mismatched": [-1],
+        },
+    ),
+    "ax": (
+        ("premise", "hypothesis"),
+        ["entailment", "neutral", "contradiction"],
+        {"test": [-1, -1]},
+    ),
+}
+
+
+def write_glue(folder: Path) -> None:
+    """Some rows of GLUE, with the card that says which file is what, as on the real hub."""
+    infos, configs = [], []
+    for config, (texts, classes, splits) in GLUE_CONFIGS.items():
+        for split, labels in splits.items():
+            columns = {
+                texts[0]: [f"the {split} invoice {i}" for i in range(len(labels))],
+                texts[1]: ["a refund"] * len(labels),
+                "label": labels,
+                "idx": list(range(len(labels))),
+            }
+            write_parquet(folder / config / f"{split}-00000-of-00001.parquet", columns)
+        names = {"class_label": {"names": {str(i): name for i, name in enumerate(classes)}}}
+        types = dict.fromkeys(texts, "string") | {"label": names, "idx": "int32"}
+        features = [{"name": name, "dtype": dtype} for name, dtype in types.items()]
+        infos.append({"config_name": config, "features": features})
+        files = [{"split": split, "path": f"{config}/{split}-*"} for split in splits]
+        configs.append({"config_name": config, "data_files": files})
+    # JSON is YAML
+    card = json.dumps({"dataset_info": infos, "configs": configs})
+    (folder / "README.md").write_text(f"---\n{card}\n---\n")
 
 
 def write_parquet(path: Path, columns: dict[str, list[Any]]) -> None:
@@ -60,21 +80,16 @@ def write_parquet(path: Path, columns: dict[str, list[Any]]) -> None:
 
 @pytest.fixture
 def server(tmp_path: Path, encoder: Path) -> Iterator[hub.Hub]:
-    """A hub with an encoder, GLUE's rte as the real hub lays it out, and a plain data set."""
+    """A hub with an encoder, three sets of GLUE as the real hub has them, and a plain data set."""
     root = tmp_path / "hub"
     shutil.copytree(encoder, root / "models/org/tiny")
-    glue = root / "datasets/nyu-mll/glue"
-    for split, labels in (("train", [0, 1, 1, 0]), ("validation", [1, 0]), ("test", [-1, -1])):
-        count = len(labels)
-        columns = {
-            "sentence1": [f"the {split} invoice {i}" for i in range(count)],
-            "sentence2": ["a refund"] * count,
-            "label": labels,
-            "idx": list(range(count)),
-        }
-        write_parquet(glue / "rte" / f"{split}-00000-of-00001.parquet", columns)
-    (glue / "README.md").write_text(GLUE_CARD)
-    own = {"body": ["my login", "an invoice"], "team": ["tech", None], "key": ["a", "b"]}
+    write_glue(root / "datasets/nyu-mll/glue")
+    own = {
+        "body": ["my login", "an invoice"],
+        "team": ["tech", None],
+        "key": ["a", "b"],
+        "words": [["my", "login"], ["an", "invoice"]],
+    }
     write_parquet(root / "datasets/org/tickets/data/train-00000-of-00001.parquet", own)
     with hub.serving(root) as running:
         yield running
@@ -301,6 +316,24 @@ def test_glue_is_read_from_the_hub_with_its_class_names(
     assert json.loads(offline.stdout)["keys"] == read["keys"]
 
 
+def test_mnli_of_the_hub_is_scored_on_both_dev_sets_and_has_the_diagnostic_texts(
+    server: hub.Hub, python: Callable, tmp_path: Path
+) -> None:
+    words = "train mnli --encoder org/tiny --set max_steps=1 --out run"
+    done = python(server.url, COMMAND, *words.split())
+    assert done.returncode == 0, done.stderr
+    scores = json.loads((tmp_path / "run/metrics.json").read_text())["mnli"]
+    assert {split: found["n"] for split, found in scores.items()} == {
+        "dev": 2,
+        "dev_mismatched": 3,
+    }
+    done = python(server.url, READ_GLUE.replace("rte", "mnli"))
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)["rows"]
+    assert [row[3] for row in rows["dev_mismatched"]] == [2.0, 0.0, 1.0]
+    assert [row[1] for row in rows["ax"]] == ["the test invoice 0", "the test invoice 1"]
+
+
 READ_OWN = """
 import sys
 from outshine import Task, cells, readers, errors
@@ -308,7 +341,8 @@ task = Task.load(sys.argv[1])
 tally = cells.Tally()
 print([(row.id, row.texts, row.gold) for row in readers.read_rows(task, "train", tally)])
 print(tally.unlabelled)
-for change in ({"hub_config": "nope"}, {"files": {"train": "nope"}}, {"text": ("bdy",)}):
+texts = ({"text": ("bdy",)}, {"text": ("words",)})
+for change in ({"hub_config": "nope"}, {"files": {"train": "nope"}}, *texts):
     try:
         list(readers.read_rows(task.model_copy(update=change), "train"))
     except errors.UserError as error:
@@ -326,12 +360,17 @@ def test_an_own_task_reads_a_data_set_of_the_hub(
     )
     done = python(server.url, READ_OWN, str(path))
     assert done.returncode == 0, done.stderr
-    rows, unlabelled, config, split, column = done.stdout.splitlines()
+    rows, unlabelled, config, split, column, *cells = done.stdout.splitlines()
     assert rows == "[('a', ('my login',), 1.0)]"
     assert unlabelled == "1"
     assert config.startswith("cannot read org/tickets from the hub: BuilderConfig 'nope' not found")
     assert split.startswith('cannot read org/tickets from the hub: Unknown split "nope"')
     assert column.startswith("cannot read org/tickets:train: column 'bdy' missing (did you mean")
+    assert cells == [
+        "cannot read org/tickets:train: 2 problems",
+        "  column 'words': ['my', 'login'], expected a text or a number (org/tickets:train:1)",
+        "  column 'words': ['an', 'invoice'], expected a text or a number (org/tickets:train:2)",
+    ]
 
 
 COMMAND = "import sys; from outshine.cli import main; sys.exit(main())"

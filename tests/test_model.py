@@ -5,20 +5,27 @@ B rows, L tokens per padded row, C outputs of a head.
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sentencepiece
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
+import outshine
+from conftest import FILLERS, TEAMS
 from families import FAMILIES
 from outshine.classifiers import classifier_model
+from outshine.data import tokenize
+from outshine.encoders import load_tokenizer, locate
 from outshine.errors import UserError
 from outshine.model import build_model, load_model, save_model
 from outshine.tasks import Task
@@ -258,6 +265,41 @@ def test_heads_that_lack_or_add_weights_are_refused(
     with pytest.raises(UserError, match=problem) as caught:
         load_model(tmp_path / "model")
     assert caught.value.hint == "the run is damaged: train it again"
+
+
+def test_an_encoder_that_has_a_sentencepiece_model_alone_trains_and_predicts(
+    checkpoint: Checkpoint, tickets: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "deberta"
+    shutil.copytree(checkpoint("deberta-v2"), folder)
+    (folder / "tokenizer.json").unlink()
+    # the files of DeBERTa-v3 on the hub
+    (folder / "tokenizer_config.json").write_text('{"do_lower_case": false, "vocab_type": "spm"}')
+    trained = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([" ".join([*TEAMS, *chain(*TEAMS.values()), *FILLERS])]),
+        model_writer=trained,
+        vocab_size=60,
+        hard_vocab_limit=False,
+        pad_id=0,
+        bos_id=1,
+        eos_id=2,
+        unk_id=3,
+        pad_piece="[PAD]",
+        bos_piece="[CLS]",
+        eos_piece="[SEP]",
+        unk_piece="[UNK]",
+        minloglevel=2,
+    )
+    (folder / "spm.model").write_bytes(trained.getvalue())
+    tokenizer = load_tokenizer(locate(str(folder)))
+    ((ids, _, _),) = tokenize(tokenizer, [("my invoice again",)], 32)
+    reference = sentencepiece.SentencePieceProcessor(model_proto=trained.getvalue())
+    assert ids == [1, *reference.encode("my invoice again"), 2]
+    cfg = outshine.TrainConfig(encoder=str(folder), max_steps=1, batch_size=4, device="cpu")
+    run = outshine.train([Task.load(tickets)], cfg, out=tmp_path / "run")
+    (answer,) = outshine.load(run.path).predict(["my invoice again"])
+    assert answer["tickets"]["label"] in TEAMS
 
 
 # --- transformers classifiers as teachers ---------------------------------------------------

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import reprlib
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -126,12 +127,41 @@ def file_cells(path: Path, how: FileFormat, tally: Tally) -> Iterator[Cells]:
         )
     try:
         with read_errors(path):
-            yield from readers[path.suffix](path, how, tally)
+            yield from plain_cells(readers[path.suffix](path, how, tally), str(path), tally)
     except UnicodeDecodeError:
         raise UserError(
             f"cannot read {path}: invalid UTF-8, expected UTF-8 ({path}:{_bad_line(path)})",
             "save the file as UTF-8",
         ) from None
+
+
+def plain_cells(rows: Iterable[Cells], place: str, tally: Tally) -> Iterator[Cells]:
+    """Yields the rows whose cells are texts or numbers; the others are problems."""
+    for line, cells in rows:
+        problems = [
+            f"column {column!r}: {reprlib.repr(cell)}, expected a text or a number ({place}:{line})"
+            for column, cell in cells.items()
+            if isinstance(cell, bytes | list | dict)
+        ]
+        for problem in problems:
+            tally.problem(problem)
+        if not problems:
+            yield line, cells
+
+
+def unicode_json(text: str, **how: Any) -> Any:
+    """Reads JSON whose texts are Unicode; `how` is as for `json.loads`.
+
+    Raises:
+        ValueError: If it is none, or is nested too deeply.
+    """
+    try:
+        content = json.loads(text, **how)
+        if "\\u" in text:
+            json.dumps(content, ensure_ascii=False).encode()  # half a surrogate pair is no text
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    return content
 
 
 def _bad_line(path: Path) -> int:
@@ -182,7 +212,7 @@ def _json_cells(path: Path, how: FileFormat, tally: Tally) -> Iterator[Cells]:
                 tally.problem(f"an empty line, expected a JSON object ({path}:{line})")
                 continue
             try:
-                cells = json.loads(text)
+                cells = unicode_json(text)
                 if not isinstance(cells, dict):
                     raise ValueError("no JSON object")
             except ValueError as error:
@@ -194,10 +224,6 @@ def _json_cells(path: Path, how: FileFormat, tally: Tally) -> Iterator[Cells]:
                 f"expected one of {', '.join(cells)}"
                 for column in how.columns
                 if column not in cells and column not in how.optional
-            ] + [
-                f"column {column!r}: {cells[column]!r}, expected a text or a number"
-                for column in how.columns
-                if isinstance(cells.get(column), list | dict)
             ]
             for problem in problems:
                 tally.problem(f"{problem} ({path}:{line})")

@@ -40,7 +40,7 @@ def check_task(task: Task, tokenizer: Any = None, max_length: int = 128) -> dict
     absent = {
         split: path
         for split, path in task.files.items()
-        if not task.hub and split not in ("train", "dev") and not Path(path).exists()
+        if not task.hub and split not in ("train", *task.dev_splits) and not Path(path).exists()
     }
     for needed in ("train", "dev"):
         source_split(task, needed)

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from outshine.errors import UserError
+from outshine.errors import OutshineError, UserError
 from outshine.files import digest_file, read_json
 from outshine.hub import asking_the_hub
 
@@ -106,10 +106,16 @@ def loading(what: str) -> Iterator[None]:
             f"cannot load {what}: {error}, expected safetensors",
             "the weights are truncated or damaged: copy or download them again",
         ) from error
-    except (OSError, ValueError) as error:
-        first_line = str(error).strip().split("\n")[0]
+    except (OutshineError, MemoryError):
+        raise
+    # damaged JSON that is still JSON ends in errors of any type, down to a bare Exception
+    except Exception as error:
+        lines = [line.strip() for line in str(error).split("\n")]
+        found = next((line for line in lines if line and line[-1] != ":"), type(error).__name__)
+        if isinstance(error, KeyError):  # whose text is the key alone
+            found = f"no {found}"
         raise UserError(
-            f"cannot load {what}: {first_line}",
+            f"cannot load {what}: {found}",
             "check that the folder is complete and of a family that transformers knows",
         ) from error
 

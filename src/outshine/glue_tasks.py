@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from outshine.console import say
 from outshine.errors import UserError, did_you_mean
 from outshine.tasks import Task
 
@@ -194,11 +195,16 @@ def _task(name: str, data_dir: Path | None) -> Task:
             "set --glue-dir or OUTSHINE_GLUE_DIR to the folder that holds CoLA, RTE, ...; "
             "without it the hub is asked",
         )
+    files = {
+        split: os.path.normpath((folder / file).absolute()) for split, file in layout.files.items()
+    }
+    mismatched = files.get("dev_mismatched")
+    if mismatched and not Path(mismatched).is_file():
+        # copies of the files often lack it, and can be used all the same
+        say(f"note: {name.lower()} has no split dev_mismatched: {mismatched} is missing")
+        del files["dev_mismatched"]
     local = {
-        "files": {
-            split: os.path.normpath((folder / file).absolute())
-            for split, file in layout.files.items()
-        },
+        "files": files,
         "label_values": dict(zip(layout.raw, layout.shared.get("labels", ()), strict=False)),
         "quoting": False,
         "skip_bad_rows": True,

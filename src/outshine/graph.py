@@ -19,7 +19,7 @@ from outshine.encoders import BUILTIN, BUILTIN_SHA256
 from outshine.errors import UserError
 from outshine.files import digest, digest_file
 from outshine.metrics import NOT_IN_SCORE
-from outshine.readers import data_fingerprint, scored_splits
+from outshine.readers import data_fingerprint
 from outshine.results import Row
 from outshine.study_file import Arm, StudySpec
 from outshine.tasks import Task
@@ -160,7 +160,7 @@ def build_graph(
     """
     data = data or {
         name: {
-            "splits": {s: data_fingerprint(task, s) for s in ("train", *scored_splits(task))},
+            "splits": {s: data_fingerprint(task, s) for s in ("train", *task.dev_splits)},
             "metrics": task.metrics,
         }
         for name, task in spec.tasks.items()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import json
 import math
 import os
 import stat
@@ -19,7 +18,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from outshine.cells import cell_text, existing_file
+from outshine.cells import cell_text, existing_file, unicode_json
 from outshine.console import say
 from outshine.errors import UserError
 
@@ -189,7 +188,7 @@ def _objects(lines: _Lines, _: str) -> Opened:
             row = parse_json(line)
             if not isinstance(row, dict):
                 raise ValueError("no JSON object")
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise lines.error(
                 f"{error}, expected one JSON object a line", 'for example {"id": 1, "text": "..."}'
             ) from None
@@ -202,13 +201,9 @@ def parse_json(text: str) -> Any:
     """Reads JSON whose numbers are finite and whose texts are Unicode.
 
     Raises:
-        ValueError: If it is none.
-        RecursionError: If it is nested too deeply.
+        ValueError: If it is none, or is nested too deeply.
     """
-    content = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
-    if "\\u" in text:
-        json.dumps(content, ensure_ascii=False).encode()  # half a surrogate pair is no text
-    return content
+    return unicode_json(text, parse_constant=_refuse_constant, parse_float=_finite)
 
 
 def _refuse_constant(name: str) -> float:

@@ -316,6 +316,12 @@ def load_model(folder: Path) -> tuple[MultiTaskModel, Any, tuple[Task, ...]]:
     from outshine.encoders import load_tokenizer
 
     saved = read_json(folder / "tasks.json", "pooling", "tasks")
+    if saved["pooling"] not in ("auto", "cls", "mean"):
+        raise UserError(
+            f"cannot read {folder / 'tasks.json'}: {saved['pooling']!r}, "
+            f"expected auto, cls or mean ({folder / 'tasks.json'}: pooling)",
+            "the file was changed: train the run again",
+        )
     tasks = stored_tasks(folder / "tasks.json")
     config = _config(str(folder))
     network, width = _network(str(folder), config, saved["pooling"], 0, random_weights=True)
@@ -327,17 +333,19 @@ def load_model(folder: Path) -> tuple[MultiTaskModel, Any, tuple[Task, ...]]:
         rest = load_file(folder / "heads.safetensors")
     model = MultiTaskModel(network, width, saved["pooling"], tasks)
     model.encoder.load_state_dict(encoder.state_dict(), strict=False)
-    problems = model.load_state_dict(rest, strict=False)
     in_encoder = {id(tensor) for tensor in model.encoder.state_dict(keep_vars=True).values()}
-    needed = {
-        name
-        for name, tensor in model.state_dict(keep_vars=True).items()
-        if id(tensor) not in in_encoder
-    }
+    known = model.state_dict(keep_vars=True)
+    needed = {name for name, tensor in known.items() if id(tensor) not in in_encoder}
     raise_problems(
         f"cannot load {folder / 'heads.safetensors'}",
-        [f"{key} is missing" for key in sorted(needed & set(problems.missing_keys))]
-        + [f"{key} is unknown" for key in problems.unexpected_keys],
+        [f"{key} is missing" for key in sorted(needed - rest.keys())]
+        + [f"{key} is unknown" for key in sorted(rest.keys() - known.keys())]
+        + [
+            f"{key} has shape {tuple(rest[key].shape)}, expected {tuple(known[key].shape)}"
+            for key in sorted(rest.keys() & known.keys())
+            if rest[key].shape != known[key].shape
+        ],
         "the run is damaged: train it again",
     )
+    model.load_state_dict(rest, strict=False)
     return model.eval(), load_tokenizer(str(folder)), tasks

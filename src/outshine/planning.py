@@ -34,7 +34,6 @@ from outshine.model import (
     num_positions,
     weights_digest,
 )
-from outshine.readers import scored_splits
 from outshine.runs import Run, check_new, open_run
 from outshine.tasks import Task, kind_of, unique_tasks
 
@@ -127,7 +126,7 @@ def prepare(
     dev = {
         (task.name, split): encode(task, split, tokenizer, cfg.max_length)
         for task in tasks
-        for split in scored_splits(task)
+        for split in task.dev_splits
     }
     warn_overlap(tasks, tables, dev)
     mixture = _mixture(tasks, tables, cfg)

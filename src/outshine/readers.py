@@ -19,6 +19,7 @@ from outshine.cells import (
     existing_file,
     file_cells,
     is_nan,
+    plain_cells,
 )
 from outshine.errors import UserError, raise_problems
 from outshine.files import digest, digest_file
@@ -58,7 +59,7 @@ def read_rows(task: Task, split: str, tally: Tally | None = None) -> Iterator[Ro
     source = source_split(task, split)
     place = f"{task.hub}:{task.files[source]}" if task.hub else task.files[source]
     needs_label = is_labelled(split)
-    reader = _hub_rows(task, source) if task.hub else _file_rows(task, source, tally)
+    reader = _source_rows(task, source, tally)
     held_out = _held_out_rows(task)
     seen: set[str] = set()
     kind = kind_of(task)
@@ -126,11 +127,6 @@ def is_labelled(split: str) -> bool:
     return not (split.startswith("test") or split == "ax")
 
 
-def scored_splits(task: Task) -> list[str]:
-    """The splits that a finished run is scored on: `dev`, and others `dev_...` that are there."""
-    return [s for s in task.dev_splits if s == "dev" or Path(task.files.get(s, "")).exists()]
-
-
 def data_fingerprint(task: Task, split: str) -> str:
     """sha256 of all that decides which rows and gold a split has: its bytes and how it is read."""
     source = source_split(task, split)
@@ -146,8 +142,7 @@ def _held_out_rows(task: Task) -> frozenset[int] | None:
     """Numbers of the train rows that serve as dev, drawn once and for all; None for none."""
     if not task.holdout or "dev" in task.files:
         return None
-    reader = _hub_rows(task, "train") if task.hub else _file_rows(task, "train", Tally())
-    num_rows = sum(1 for _ in reader)
+    num_rows = sum(1 for _ in _source_rows(task, "train", Tally()))
     if task.holdout >= num_rows:
         raise UserError(
             f"cannot hold out {task.holdout} rows of {num_rows}: expected fewer "
@@ -160,6 +155,12 @@ def _held_out_rows(task: Task) -> frozenset[int] | None:
 def _wanted(task: Task, source: str) -> list[str]:
     columns = [*task.text, *([task.id] if task.id else [])]
     return columns + ([task.label] if is_labelled(source) else [])
+
+
+def _source_rows(task: Task, source: str, tally: Tally) -> Iterator[Cells]:
+    if task.hub:
+        return plain_cells(_hub_rows(task, source), f"{task.hub}:{task.files[source]}", tally)
+    return _file_rows(task, source, tally)
 
 
 def _file_rows(task: Task, source: str, tally: Tally) -> Iterator[Cells]:

@@ -98,7 +98,8 @@ def teacher_metrics(
 
 def is_run_config(path: Path) -> bool:
     """Whether a `config.json` is that of a run, not of a Hugging Face model."""
-    return path.is_file() and {"settings", "tasks"} <= read_json(path).keys()
+    content = read_json(path) if path.is_file() else None
+    return isinstance(content, dict) and {"settings", "tasks"} <= content.keys()
 
 
 def open_run(path: str | Path | Run) -> Run:

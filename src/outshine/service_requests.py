@@ -57,7 +57,7 @@ def parse_query(body: bytes, max_inputs: int) -> tuple[list[Any], list[str] | No
     form = 'for example {"inputs": [{"text": "..."}], "tasks": ["..."]}'
     try:
         query = parse_json(body.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         what = "UTF-8" if isinstance(error, UnicodeDecodeError) else "JSON"
         raise RefusedError(
             400, f"cannot read the request: {error}, expected {what}", form

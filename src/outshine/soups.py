@@ -25,7 +25,6 @@ from outshine.greedy import Choice, Dev, Logits, choose
 from outshine.model import MultiTaskModel, add_weights, load_model, save_model
 from outshine.predictions import Predictions
 from outshine.provenance import surroundings
-from outshine.readers import scored_splits
 from outshine.runs import FORMAT, Run, check_new, locked, open_run, start_anew
 from outshine.tasks import Task, kind_of
 
@@ -204,7 +203,7 @@ def _make(made: Run, runs: Sequence[Run], device: str, force: bool) -> Run:
     tables = {
         (task.name, split): encode(task, split, tokenizer, max_length)
         for task in runs[0].tasks()
-        for split in scored_splits(task)
+        for split in task.dev_splits
     }
     judges = _judges(runs[0])
     for task in runs[0].tasks():
