@@ -351,6 +351,76 @@ def test_tasks_without_a_teacher_learn_from_gold_alone(
     assert capsys.readouterr().err.count("gold alone") == 2
 
 
+def teacher_column(printed: str) -> dict[str, str]:
+    """Metric or task -> its cell under `teacher` in the table that ends a training."""
+    table = printed[printed.index("Dev metrics") :].splitlines()
+    (header,) = (line for line in table if line.split()[:2] == ["task", "split"])
+    start, end = header.index("value") + 5, header.index("teacher") + 7
+    rows = [line for line in table if line.split()[1:2] == ["dev"]]
+    return {" ".join(row.split()[0:3:2]): row[start:end].strip() for row in rows}
+
+
+def test_the_teachers_of_every_kind_stand_beside_the_student_on_the_same_dev_rows(
+    cfg: TrainConfig,
+    tasks: dict,
+    teacher: Run,
+    other_classifier: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    copy = Run(shutil.copytree(teacher.path, tmp_path / "teacher"))
+    (copy.path / "metrics.json").write_text("damaged")  # its logits tell
+    teachers = {
+        "tickets": [copy, str(other_classifier)],
+        "urgency": teacher,
+        "duplicate": copy,
+    }
+    run = train([*tasks.values()], cfg, out=tmp_path / "run", teachers=teachers)
+    shown, known = teacher_column(capsys.readouterr().err), run.info()["teacher_metrics"]
+    assert known["duplicate"] == {"dev": teacher.metrics()["duplicate"]["dev"]}
+    assert known["urgency"] == {"dev": teacher.metrics()["urgency"]["dev"]}
+    assert known["tickets"]["dev"]["n"] == 24
+    f1, accuracy = (known["duplicate"]["dev"][metric] for metric in ("f1", "accuracy"))
+    primary = [known["tickets"]["dev"]["accuracy"], known["urgency"]["dev"]["spearman"], accuracy]
+    assert shown["duplicate f1"] == f"{100 * f1:.1f}"
+    assert shown["tickets accuracy"] == f"{100 * primary[0]:.1f}"
+    assert shown["score mean"] == f"{100 * np.mean(primary):.1f}"
+
+
+def test_a_teacher_without_logits_of_the_students_dev_rows_has_no_score_beside_it(
+    cfg: TrainConfig, teacher: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tickets, urgency = (
+        Task.load(write(tmp_path / "tasks")) for write in (write_tickets, write_urgency)
+    )
+    with (tmp_path / "tasks" / "tickets-dev.csv").open("a") as file:
+        file.write("my refund,billing\n")
+    table = write_table(tmp_path / "v.csv", [{"id": i, "value": i / 10} for i in range(48)])
+    before = teacher.predictions_path("tickets", "dev").read_bytes()
+    run = train(
+        [tickets, urgency],
+        cfg,
+        out=tmp_path / "run",
+        teachers={"tickets": teacher, "urgency": table},
+    )
+    shown = teacher_column(capsys.readouterr().err)
+    assert shown == {"tickets accuracy": "", "urgency spearman": "", "score mean": ""}
+    assert run.info()["teacher_metrics"] == {"tickets": {"dev": {}}, "urgency": {"dev": {}}}
+    assert teacher.predictions_path("tickets", "dev").read_bytes() == before
+
+
+def test_a_teachers_damaged_dev_logits_are_met_before_the_first_step(
+    cfg: TrainConfig, tasks: dict, teacher: Run, tmp_path: Path
+) -> None:
+    copy = Run(shutil.copytree(teacher.path, tmp_path / "teacher"))
+    place = copy.predictions_path("tickets", "dev")
+    place.write_bytes(place.read_bytes()[:-8])
+    with pytest.raises(UserError) as caught:
+        train([tasks["tickets"]], cfg, out=tmp_path / "run", teachers={"tickets": copy})
+    assert str(caught.value).startswith(f"cannot read {place}: array ")
+    assert not (tmp_path / "run").exists()
+
+
 # --- the same run again, and resumed --------------------------------------------------------
 
 

@@ -37,7 +37,7 @@ from outshine.model import save_model
 from outshine.optim import adamw, parameter_groups, set_step
 from outshine.planning import Plan, describe, prepare, settle
 from outshine.provenance import provenance
-from outshine.runs import Run, check_new, locked, open_run, start_anew, teacher_metrics
+from outshine.runs import Run, check_new, locked, open_run, start_anew
 from outshine.schedules import gold_weight, lr_factor
 from outshine.seeds import stream
 from outshine.tasks import Task
@@ -279,8 +279,7 @@ def _save_train_logits(run: Run, plan: Plan, forward: Forward, run_id: str) -> N
 
 
 def _show_metrics(plan: Plan, metrics: dict[str, dict[str, dict[str, float]]]) -> None:
-    """The table of dev metrics in percent, beside the teachers' where they are runs."""
-    taught = teacher_metrics(plan.teachers)
+    """The table of dev metrics in percent, beside those of the teachers on the same rows."""
     header = ["task", "split", "metric", "value", *(["teacher"] if plan.teachers else []), "n"]
     rows = []
     for name, splits in metrics.items():
@@ -289,18 +288,27 @@ def _show_metrics(plan: Plan, metrics: dict[str, dict[str, dict[str, float]]]) -
                 if metric in ("n", "constant_prediction"):
                     continue
                 mark = " (constant)" if "constant_prediction" in values else ""
-                cells = [name, split, metric, f"{100 * value:.1f}{mark}"]
+                cells = [name, split, metric, f"{_percent(value)}{mark}"]
                 if plan.teachers:
-                    teacher = taught.get(name, {}).get(split, {}).get(metric)
-                    cells.append("" if teacher is None else f"{100 * teacher:.1f}")
+                    cells.append(_percent(plan.taught.get(name, {}).get(split, {}).get(metric)))
                 rows.append([*cells, str(values["n"])])
-    dev = {name: splits["dev"] for name, splits in metrics.items() if "dev" in splits}
-    total = score(plan.tasks, dev)
     if not rows:
         return
+    dev = {name: splits["dev"] for name, splits in metrics.items() if "dev" in splits}
+    total = score(plan.tasks, dev)
     if len(plan.tasks) > 1 and total is not None:
-        rows.append(["score", "dev", "mean", f"{100 * total:.1f}", *([""] if taught else []), ""])
+        cells = [_percent(total)]
+        if plan.teachers:
+            taught = {name: found["dev"] for name, found in plan.taught.items() if found.get("dev")}
+            cells.append(
+                _percent(score(plan.tasks, taught) if taught.keys() == dev.keys() else None)
+            )
+        rows.append(["score", "dev", "mean", *cells, ""])
     show("Dev metrics of the final weights, in percent", header, rows)
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f}"
 
 
 def teacher_cache(
