@@ -473,6 +473,43 @@ def test_resume_is_bitwise_equal(
     assert [line["step"] for line in log_of(whole)][-1] == 12
 
 
+@pytest.mark.parametrize("asked", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("at", "message"),
+    [
+        ("evaluate_tables", "interrupted before the evaluation ended; the checkpoint is written"),
+        ("save_checkpoint", "interrupted at step 12; the checkpoint is written"),
+    ],
+)
+def test_a_signal_after_the_last_step_loses_no_training(
+    at: str,
+    message: str,
+    asked: signal.Signals,
+    cfg: TrainConfig,
+    tasks: dict,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    whole = train([tasks["tickets"]], cfg, out=tmp_path / "whole", ema=0.9)
+    real = getattr(training, at)
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        done = real(*args, **kwargs)
+        signal.raise_signal(asked)
+        return done
+
+    resumed = Run(tmp_path / "resumed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, at, interrupted)
+        with pytest.raises(KeyboardInterrupt) as caught:
+            train([tasks["tickets"]], cfg, out=resumed.path, ema=0.9)
+    assert str(caught.value) == message
+    train([tasks["tickets"]], cfg, out=resumed.path, ema=0.9)
+    assert f"resuming {resumed.path} at step 12 of 12" in capsys.readouterr().err
+    assert_same_run(whole, resumed)
+    assert not resumed.checkpoint_path.parent.exists()
+
+
 def test_a_process_stopped_by_ctrl_c_and_resumed_ends_as_if_it_never_was(
     files: dict, tasks: dict, encoder: Path, tmp_path: Path
 ) -> None:

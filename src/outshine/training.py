@@ -129,31 +129,37 @@ def _train_into(run: Run, plan: Plan, team: Team) -> None:
         )
         with world_errors(run.log_path):
             run.log_path.write_text("")
-    with world_errors(run.path):
-        _fit(run, plan, optimizer, state, team)
-    if any(
-        team.any(state.elapsed_s > cfg.save_every_s)
-    ):  # an interruption of the evaluation loses no training
-        save_checkpoint(run, plan, optimizer, state, team)
-    if state.average is not None:
-        with torch.no_grad():
-            for parameter, averaged in zip(model.parameters(), state.average, strict=True):
-                parameter.copy_(averaged)
-    forward = gathered(team, plan.forward, plan.rebuild)
-    if team.is_first:
-        _finish(run, replace(plan, forward=forward), state)
+    with _interruptible() as stop, world_errors(run.path):
+        _fit(run, plan, optimizer, state, team, stop)
+        save_checkpoint(run, plan, optimizer, state, team)  # what ends the evaluation loses none
+        team.wait()  # a launcher that sees one process end would stop the first at writing
+        if any(team.any(stop())):
+            raise Interrupted(f"interrupted at step {state.step}; the checkpoint is written")
+    with _on_signal(_stop_evaluation):
+        if state.average is not None:
+            with torch.no_grad():
+                for parameter, averaged in zip(model.parameters(), state.average, strict=True):
+                    parameter.copy_(averaged)
+        forward = gathered(team, plan.forward, plan.rebuild)
+        if team.is_first:
+            _finish(run, replace(plan, forward=forward), state)
 
 
 def _fit(
-    run: Run, plan: Plan, optimizer: torch.optim.Optimizer, state: State, team: Team = ALONE
+    run: Run,
+    plan: Plan,
+    optimizer: torch.optim.Optimizer,
+    state: State,
+    team: Team = ALONE,
+    stop: Callable[[], bool] = lambda: False,
 ) -> None:
-    """The training loop: one pass of the `for` is one optimizer step."""
+    """The training loop: one pass of the `for` is one optimizer step, after which it may stop."""
     cfg, mixture, model = plan.cfg, plan.mixture, plan.forward.model
     log = Log(run, plan, state, team)
     division = team.divided(plan.forward.divide)
     own = [team.rank] if team.rank else []  # other processes draw other dropout masks
     model.train()
-    with progress(_title(plan), mixture.num_steps, state.step) as bar, _interruptible() as stop:
+    with progress(_title(plan), mixture.num_steps, state.step) as bar:
         for drawn in batches.steps(mixture, cfg.seed, state.step):
             weight = gold_weight(cfg.anneal, state.step / mixture.num_steps, cfg.gold_weight)
             batch = batches.make_batch(mixture, drawn, weight, division)
@@ -185,13 +191,12 @@ def _fit(
             if team.size > 1 and not written:
                 continue  # processes agree when the log's numbers are added up, too
             stopping, saving = team.any(stop(), log.seconds_since_save() > cfg.save_every_s)
-            if stopping or saving:
+            if stopping:
+                break
+            if saving:
                 log.note(state)
                 save_checkpoint(run, plan, optimizer, state, team)
-                team.wait()  # a launcher that sees one process end would stop the first at writing
                 log.saved()
-            if stopping:
-                raise Interrupted(f"interrupted at step {state.step}; the checkpoint is written")
     log.note(state)
 
 
@@ -222,28 +227,39 @@ def _title(plan: Plan) -> str:
 
 @contextmanager
 def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Makes the first SIGINT or SIGTERM a request that the loop asks for; a second stops at once.
-
-    Schedulers and containers send SIGTERM some seconds before they kill.
-    """
+    """Makes the first SIGINT or SIGTERM a request for the loop to stop; a second stops at once."""
     asked: list[int] = []
 
-    def on_signal(number: int, _frame: Any) -> None:
+    def note(number: int, _frame: Any) -> None:
         asked.append(number)
         signal.signal(number, signal.default_int_handler)
 
+    with _on_signal(note):
+        yield lambda: bool(asked)
+
+
+def _stop_evaluation(_number: int, _frame: Any) -> None:
+    raise Interrupted("interrupted before the evaluation ended; the checkpoint is written")
+
+
+@contextmanager
+def _on_signal(handler: Callable[[int, Any], None]) -> Iterator[None]:
+    """Hands SIGINT and SIGTERM to a function.
+
+    Schedulers and containers send SIGTERM some seconds before they kill.
+    """
     try:
         before = {
-            number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)
+            number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)
         }
     except ValueError:  # not in the main thread
-        yield lambda: False
+        yield
         return
     try:
-        yield lambda: bool(asked)
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, previous in before.items():
+            signal.signal(number, previous)
 
 
 def _finish(run: Run, plan: Plan, state: State) -> None:
