@@ -12,18 +12,20 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from accelerate import tracking
+from accelerate.utils import LoggerType
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 import outshine
 from conftest import write_duplicate, write_tickets, write_urgency
-from outshine import batches, training
+from outshine import batches, planning, training
 from outshine.config import TrainConfig, resolve
 from outshine.errors import DivergedError, UserError
 from outshine.kinds import softmax
@@ -755,6 +757,71 @@ def test_eval_every_puts_dev_metrics_into_the_log_and_changes_nothing(
         assert line["dev"]["urgency"]["n"] == 24
     assert [line["loss"] for line in log] == [line["loss"] for line in log_of(plain)]
     assert run.metrics() == plain.metrics()
+
+
+def test_every_run_is_a_run_of_its_own_in_a_tracker_with_all_numbers_of_its_log(
+    cfg: TrainConfig, tasks: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Fake(tracking.GeneralTracker):
+        """As strict as MLflow: a second run while one is open is an error."""
+
+        name, requires_logging_directory, tracker = "mlflow", False, None
+        open: ClassVar[list[str]] = []
+        logged: ClassVar[dict[str, dict[int, dict[str, float]]]] = {}
+
+        def __init__(self, project: str, run_name: str) -> None:
+            super().__init__()
+            self.run_name = f"{project}: {run_name}"
+
+        def start(self) -> None:
+            assert not self.open, f"{self.open[0]} is active"
+            self.open.append(self.run_name)
+            self.logged[self.run_name] = {}
+
+        def log(self, values: dict, step: int | None = None, **kwargs: Any) -> None:
+            assert all(isinstance(value, int | float) for value in values.values())
+            self.logged[self.run_name].setdefault(step, {}).update(values)
+
+        def finish(self) -> None:
+            self.open.remove(self.run_name)
+
+    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "mlflow", Fake)
+    monkeypatch.setattr(tracking, "_available_trackers", [LoggerType.MLFLOW])
+    monkeypatch.setattr(planning, "find_spec", lambda name: True)
+    given = {"track": "mlflow", "log_every": 6, "eval_every": 6}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "evaluate_tables", lambda *args, **kwargs: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train([tasks["tickets"]], cfg, out=tmp_path / "failed", **given)
+    run = train([*tasks.values()], cfg, out=tmp_path / "one", **given)
+    train([tasks["tickets"]], cfg, out=tmp_path / "two", **given)
+    assert not Fake.open
+    assert list(Fake.logged) == ["outshine: failed", "outshine: one", "outshine: two"]
+    steps = Fake.logged["outshine: one"]
+    line = log_of(run)[0]
+    assert (list(steps), line["step"]) == ([6, 12], 6)
+    assert steps[6]["loss"] == line["loss"]
+    assert steps[6]["task_loss/tickets"] == line["task_loss"]["tickets"]
+    assert steps[6]["dev/tickets/accuracy"] == line["dev"]["tickets"]["accuracy"]
+    final = run.metrics()["duplicate"]["dev"]
+    assert steps[12]["dev/duplicate/f1"] == final["f1"]
+
+
+def test_tensorboard_gets_curves_and_final_metrics(
+    cfg: TrainConfig, tasks: dict, tmp_path: Path
+) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    runs = [
+        train([tasks["tickets"]], cfg, out=tmp_path / name, track="tensorboard", log_every=6)
+        for name in ("one", "two")
+    ]
+    for run in runs:
+        events = EventAccumulator(str(run.path / "outshine")).Reload()
+        assert [event.step for event in events.Scalars("task_loss/tickets")] == [6, 12]
+        (final,) = events.Scalars("dev/tickets/accuracy")
+        assert final.value == pytest.approx(run.metrics()["tickets"]["dev"]["accuracy"])
 
 
 def test_a_run_can_start_from_the_weights_of_another(

@@ -7,7 +7,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from outshine.checkpoints import State, restore, save_checkpoint
 from outshine.config import TrainConfig, takes_swapped
 from outshine.console import progress, show
 from outshine.data import encode
-from outshine.distributed import ALONE, Team, find_team, gathered, touched, without_rows, wrap
+from outshine.distributed import Team, find_team, gathered, touched, without_rows, wrap
 from outshine.errors import DivergedError, UserError
 from outshine.evaluation import evaluate_tables, predict_table, score
 from outshine.files import (
@@ -129,33 +129,32 @@ def _train_into(run: Run, plan: Plan, team: Team) -> None:
         )
         with world_errors(run.log_path):
             run.log_path.write_text("")
-    with _interruptible() as stop, world_errors(run.path):
-        _fit(run, plan, optimizer, state, team, stop)
-        save_checkpoint(run, plan, optimizer, state, team)  # what ends the evaluation loses none
-        team.wait()  # a launcher that sees one process end would stop the first at writing
-        if any(team.any(stop())):
-            raise Interrupted(f"interrupted at step {state.step}; the checkpoint is written")
-    with _on_signal(_stop_evaluation):
-        if state.average is not None:
-            with torch.no_grad():
-                for parameter, averaged in zip(model.parameters(), state.average, strict=True):
-                    parameter.copy_(averaged)
-        forward = gathered(team, plan.forward, plan.rebuild)
-        if team.is_first:
-            _finish(run, replace(plan, forward=forward), state)
+    with closing(Log(run, plan, state, team)) as log:
+        with _interruptible() as stop, world_errors(run.path):
+            _fit(log, optimizer, stop)
+            save_checkpoint(run, plan, optimizer, state, team)  # the evaluation may be interrupted
+            team.wait()  # a launcher that sees one process end would stop the first at writing
+            if any(team.any(stop())):
+                raise Interrupted(f"interrupted at step {state.step}; the checkpoint is written")
+        with _on_signal(_stop_evaluation):
+            if state.average is not None:
+                with torch.no_grad():
+                    for parameter, averaged in zip(model.parameters(), state.average, strict=True):
+                        parameter.copy_(averaged)
+            forward = gathered(team, plan.forward, plan.rebuild)
+            if team.is_first:
+                metrics = _finish(run, replace(plan, forward=forward), state)
+                log.track(
+                    {f"{s}/{name}": found[s] for name, found in metrics.items() for s in found}
+                )
 
 
 def _fit(
-    run: Run,
-    plan: Plan,
-    optimizer: torch.optim.Optimizer,
-    state: State,
-    team: Team = ALONE,
-    stop: Callable[[], bool] = lambda: False,
+    log: Log, optimizer: torch.optim.Optimizer, stop: Callable[[], bool] = lambda: False
 ) -> None:
     """The training loop: one pass of the `for` is one optimizer step, after which it may stop."""
+    plan, state, team = log.plan, log.state, log.team
     cfg, mixture, model = plan.cfg, plan.mixture, plan.forward.model
-    log = Log(run, plan, state, team)
     division = team.divided(plan.forward.divide)
     own = [team.rank] if team.rank else []  # other processes draw other dropout masks
     model.train()
@@ -195,7 +194,7 @@ def _fit(
                 break
             if saving:
                 log.note(state)
-                save_checkpoint(run, plan, optimizer, state, team)
+                save_checkpoint(log.run, plan, optimizer, state, team)
                 log.saved()
     log.note(state)
 
@@ -262,8 +261,12 @@ def _on_signal(handler: Callable[[int, Any], None]) -> Iterator[None]:
             signal.signal(number, previous)
 
 
-def _finish(run: Run, plan: Plan, state: State) -> None:
-    """Evaluates the final weights, saves what `keep` says, and completes the run."""
+def _finish(run: Run, plan: Plan, state: State) -> dict[str, dict[str, dict[str, float]]]:
+    """Evaluates the final weights, saves what `keep` says, and completes the run.
+
+    Returns:
+        Content of `metrics.json`.
+    """
     cfg, forward, begin = plan.cfg, plan.forward, time.monotonic()
     run_id = digest(plan.identity)[:12]
     forward.model.eval()
@@ -282,6 +285,7 @@ def _finish(run: Run, plan: Plan, state: State) -> None:
     write_json(run.path / "run.json", provenance(plan, state, run_id, time.monotonic() - begin))
     shutil.rmtree(run.path / "checkpoint", ignore_errors=True)
     _show_metrics(plan, metrics)
+    return metrics
 
 
 def _save_train_logits(run: Run, plan: Plan, forward: Forward, run_id: str) -> None:
