@@ -194,6 +194,22 @@ def test_the_readme_shows_how_to_see_it_and_test_it() -> None:
     assert readme.count("<!-- results:begin -->") == readme.count("<!-- results:end -->") == 1
 
 
+def test_make_demo_and_the_readmes_pip_install_what_the_readmes_commands_need() -> None:
+    readme, makefile = (
+        ROOT.joinpath(name).read_text("utf-8") for name in ("README.md", "Makefile")
+    )
+    needed = {
+        "demo": "--encoder builtin",
+        "hub": "outshine distill mrpc",
+        "onnx": "--format onnx",
+        "serve": "outshine serve",
+    }
+    assert all(words in readme for words in needed.values())
+    for text, before in ((readme, "pip install '."), (makefile, "-e '.")):
+        extras = re.findall(re.escape(before) + r"\[([\w,]+)\]'", text)[0]
+        assert set(extras.split(",")) == set(needed)
+
+
 def test_the_design_lists_the_layers_that_are_tested() -> None:
     design = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
     rows = re.findall(r"^    (\d+) +(.+)$", design, re.M)
