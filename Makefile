@@ -1,5 +1,6 @@
 # One environment, .venv, made on first use and again only when its description changes.
-# The stamps in it say which extras are installed; dev contains demo.
+# The stamps in it say which extras are installed; dev contains those of demo, which are what the
+# README's commands need.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -42,7 +43,7 @@ clean:  ## Remove the environment and everything that was built; runs stay
 
 .venv/demo.stamp: .venv/python.stamp $(DESCRIPTION)
 	@echo "Installing Outshine and its demo into .venv (a few minutes the first time) ..."
-	@$(PIP_INSTALL) -e '.[demo]' || $(EXPLAIN_PIP)
+	@$(PIP_INSTALL) -e '.[demo,hub,serve,onnx]' || $(EXPLAIN_PIP)
 	@touch $@
 
 .venv/dev.stamp: .venv/python.stamp $(DESCRIPTION)

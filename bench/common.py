@@ -26,6 +26,7 @@ from outshine.config import TrainConfig, resolve
 from outshine.console import set_quiet
 from outshine.demo import demo_tasks
 from outshine.devices import pick_device
+from outshine.journal import Log
 from outshine.optim import adamw, parameter_groups
 from outshine.planning import Plan, prepare
 from outshine.provenance import device_name, git_commit
@@ -161,12 +162,12 @@ def fit(plan: Plan, warm: bool = False, around: AbstractContextManager[Any] | No
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder))
         if warm:
-            training._fit(run, plan, optimizer, State())
+            training._fit(Log(run, plan, State()), optimizer)
             run.log_path.unlink()
         synchronize(forward.device)
         start = time.perf_counter(), time.process_time()
         with around or nullcontext():
-            training._fit(run, plan, optimizer, State())
+            training._fit(Log(run, plan, State()), optimizer)
             synchronize(forward.device)
         seconds, cpu_s = time.perf_counter() - start[0], time.process_time() - start[1]
         loss = json.loads(run.log_path.read_text().splitlines()[-1])["loss"]

@@ -4,13 +4,16 @@
 
 `make docs` runs it, and `.ci/run` fails when its output is not what is committed. It computes
 nothing but means, standard deviations and counts of the rows in results/first-light, and copies
-numbers from the JSON of studies and of the benchmarks (results/bench). What a study's numbers mean
-beside the paper's is written by hand, in the `verdict.md` beside its `report.json`.
+numbers from the JSON of studies and of the benchmarks (results/bench), and what the demo printed
+from results/demo/output.txt: stderr of `outshine demo`, under a line `# COMMAND; MACHINE; commit
+COMMIT`. What a study's numbers mean beside the paper's is written by hand, in the `verdict.md`
+beside its `report.json`.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import statistics
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,7 +22,7 @@ from typing import Any
 RESULTS = Path(__file__).parent
 FIRST_LIGHT = RESULTS / "first-light"
 README = RESULTS.parent / "README.md"
-BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+DEMO = RESULTS / "demo" / "output.txt"
 SELECTION_SEED = 100
 ARMS = ("single", "multi", "single->multi")
 TITLES = {
@@ -237,6 +240,27 @@ def speed() -> list[str]:
     ]
 
 
+def demo() -> str:
+    """What the demo printed from its table on, without the commands at its end."""
+    text = DEMO.read_text()
+    origin = re.match(r"# (.+); (.+); commit (\w+\+?)\n", text)
+    assert origin, f"{DEMO}: the first line is not `# COMMAND; MACHINE; commit COMMIT`"
+    command, machine, commit = origin.groups()
+    shown, _, _ = text[text.index("Dev scores in percent") :].partition("\nAsk it yourself")
+    return (
+        f"```text\n{shown.strip()}\n```\n\n(`{command}` on {machine}, commit {commit[:10]}; from "
+        "[its output](results/demo/output.txt).)"
+    )
+
+
+def filled(text: str, name: str, content: str) -> str:
+    """A page with other content between the marks of a name."""
+    begin, end = f"<!-- {name}:begin -->\n", f"<!-- {name}:end -->"
+    before, _, rest = text.partition(begin)
+    _, _, after = rest.partition(end)
+    return f"{before}{begin}{content}\n{end}{after}"
+
+
 def pages() -> dict[Path, str]:
     found = "\n".join(studies())
     body = "\n".join(line for study in ("b", "a") for line in section(study)).strip()
@@ -244,15 +268,16 @@ def pages() -> dict[Path, str]:
         "SST-2, CoLA, MRPC, STS-B and RTE are the official files; MNLI, QNLI and QQP are samples "
         "of theirs, so their numbers are not full GLUE. WNLI is not part of the score."
     )
-    text = README.read_text()
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
     own = (
         "# First light\n\nThe main job on real data, made by `run.py`; this page by `../report.py`."
     )
     fast = "\n".join(speed()).strip()
     return {
-        README: f"{before}{BEGIN}\n{found}\n{body}\n\n{note}\n\n{fast}\n{END}{after}",
+        README: filled(
+            filled(README.read_text(), "demo", demo()),
+            "results",
+            f"{found}\n{body}\n\n{note}\n\n{fast}",
+        ),
         FIRST_LIGHT / "README.md": f"{own}\n\n{body}\n\n{note}\n",
     }
 

@@ -224,7 +224,35 @@ def test_the_results_have_every_study_with_its_encoder_command_and_verdict(tmp_p
 def test_the_readme_shows_how_to_see_it_and_test_it() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert re.search(r"^make demo\b", readme, re.M) and re.search(r"^make test\b", readme, re.M)
-    assert readme.count("<!-- results:begin -->") == readme.count("<!-- results:end -->") == 1
+    marks = [f"<!-- {name}:{end} -->" for name in ("demo", "results") for end in ("begin", "end")]
+    assert [readme.count(mark) for mark in marks] == [1, 1, 1, 1]
+
+
+def test_the_output_in_the_readme_is_what_the_file_of_the_demo_says() -> None:
+    spec = importlib.util.spec_from_file_location("report", ROOT / "results" / "report.py")
+    assert spec and spec.loader
+    report = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(report)
+    shown = report.demo()
+    assert f"<!-- demo:begin -->\n{shown}\n<!-- demo:end -->" in report.README.read_text("utf-8")
+    assert shown.startswith("```text\nDev scores in percent")
+    assert "Ask it yourself" not in shown
+
+
+def test_make_demo_and_the_readmes_pip_install_what_the_readmes_commands_need() -> None:
+    readme, makefile = (
+        ROOT.joinpath(name).read_text("utf-8") for name in ("README.md", "Makefile")
+    )
+    needed = {
+        "demo": "--encoder builtin",
+        "hub": "outshine distill mrpc",
+        "onnx": "--format onnx",
+        "serve": "outshine serve",
+    }
+    assert all(words in readme for words in needed.values())
+    for text, before in ((readme, "pip install '."), (makefile, "-e '.")):
+        extras = re.findall(re.escape(before) + r"\[([\w,]+)\]'", text)[0]
+        assert set(extras.split(",")) == set(needed)
 
 
 def test_the_design_lists_the_layers_that_are_tested() -> None:

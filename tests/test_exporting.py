@@ -256,16 +256,12 @@ def test_the_card_of_a_distilled_run_names_its_teachers_without_their_folders(
     assert "| task | split | metric | score | n |" in card  # nobody knows what these teachers score
 
 
-def test_the_card_puts_scores_beside_those_of_teachers_that_are_runs(
+def test_the_card_puts_scores_beside_those_of_the_teachers_on_the_same_rows(
     student: Path, tmp_path: Path
 ) -> None:
     run = outshine.Run(Path(shutil.copytree(student, tmp_path / "run")))
-    teacher = outshine.Run(Path(shutil.copytree(student, tmp_path / "teacher")))
-    scored = {"accuracy": 0.875, "f1_macro": 0.5, "n": 24}
-    write_json(teacher.path / "metrics.json", {"tickets": {"dev": scored}})
-    write_json(
-        run.path / "config.json", run.config() | {"teachers": {"tickets": [str(teacher.path)]}}
-    )
+    scored = {"tickets": {"dev": {"accuracy": 0.875, "f1_macro": 0.5, "n": 24}}}
+    write_json(run.path / "run.json", run.info() | {"teacher_metrics": scored})
     exporting.export(run, tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     lines = card[card.index("## Scores") : card.index("## Training")].splitlines()

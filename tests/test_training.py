@@ -12,18 +12,20 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from accelerate import tracking
+from accelerate.utils import LoggerType
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 import outshine
 from conftest import write_duplicate, write_tickets, write_urgency
-from outshine import batches, training
+from outshine import batches, planning, training
 from outshine.config import TrainConfig, resolve
 from outshine.errors import DivergedError, UserError
 from outshine.kinds import softmax
@@ -351,6 +353,76 @@ def test_tasks_without_a_teacher_learn_from_gold_alone(
     assert capsys.readouterr().err.count("gold alone") == 2
 
 
+def teacher_column(printed: str) -> dict[str, str]:
+    """Metric or task -> its cell under `teacher` in the table that ends a training."""
+    table = printed[printed.index("Dev metrics") :].splitlines()
+    (header,) = (line for line in table if line.split()[:2] == ["task", "split"])
+    start, end = header.index("value") + 5, header.index("teacher") + 7
+    rows = [line for line in table if line.split()[1:2] == ["dev"]]
+    return {" ".join(row.split()[0:3:2]): row[start:end].strip() for row in rows}
+
+
+def test_the_teachers_of_every_kind_stand_beside_the_student_on_the_same_dev_rows(
+    cfg: TrainConfig,
+    tasks: dict,
+    teacher: Run,
+    other_classifier: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    copy = Run(shutil.copytree(teacher.path, tmp_path / "teacher"))
+    (copy.path / "metrics.json").write_text("damaged")  # its logits tell
+    teachers = {
+        "tickets": [copy, str(other_classifier)],
+        "urgency": teacher,
+        "duplicate": copy,
+    }
+    run = train([*tasks.values()], cfg, out=tmp_path / "run", teachers=teachers)
+    shown, known = teacher_column(capsys.readouterr().err), run.info()["teacher_metrics"]
+    assert known["duplicate"] == {"dev": teacher.metrics()["duplicate"]["dev"]}
+    assert known["urgency"] == {"dev": teacher.metrics()["urgency"]["dev"]}
+    assert known["tickets"]["dev"]["n"] == 24
+    f1, accuracy = (known["duplicate"]["dev"][metric] for metric in ("f1", "accuracy"))
+    primary = [known["tickets"]["dev"]["accuracy"], known["urgency"]["dev"]["spearman"], accuracy]
+    assert shown["duplicate f1"] == f"{100 * f1:.1f}"
+    assert shown["tickets accuracy"] == f"{100 * primary[0]:.1f}"
+    assert shown["score mean"] == f"{100 * np.mean(primary):.1f}"
+
+
+def test_a_teacher_without_logits_of_the_students_dev_rows_has_no_score_beside_it(
+    cfg: TrainConfig, teacher: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tickets, urgency = (
+        Task.load(write(tmp_path / "tasks")) for write in (write_tickets, write_urgency)
+    )
+    with (tmp_path / "tasks" / "tickets-dev.csv").open("a") as file:
+        file.write("my refund,billing\n")
+    table = write_table(tmp_path / "v.csv", [{"id": i, "value": i / 10} for i in range(48)])
+    before = teacher.predictions_path("tickets", "dev").read_bytes()
+    run = train(
+        [tickets, urgency],
+        cfg,
+        out=tmp_path / "run",
+        teachers={"tickets": teacher, "urgency": table},
+    )
+    shown = teacher_column(capsys.readouterr().err)
+    assert shown == {"tickets accuracy": "", "urgency spearman": "", "score mean": ""}
+    assert run.info()["teacher_metrics"] == {"tickets": {"dev": {}}, "urgency": {"dev": {}}}
+    assert teacher.predictions_path("tickets", "dev").read_bytes() == before
+
+
+def test_a_teachers_damaged_dev_logits_are_met_before_the_first_step(
+    cfg: TrainConfig, tasks: dict, teacher: Run, tmp_path: Path
+) -> None:
+    copy = Run(shutil.copytree(teacher.path, tmp_path / "teacher"))
+    place = copy.predictions_path("tickets", "dev")
+    place.write_bytes(place.read_bytes()[:-8])
+    with pytest.raises(UserError) as caught:
+        train([tasks["tickets"]], cfg, out=tmp_path / "run", teachers={"tickets": copy})
+    assert str(caught.value).startswith(f"cannot read {place}: array ")
+    assert not (tmp_path / "run").exists()
+
+
 # --- the same run again, and resumed --------------------------------------------------------
 
 
@@ -401,6 +473,43 @@ def test_resume_is_bitwise_equal(
     assert resumed.info()["resumed"] == 2
     assert not resumed.checkpoint_path.parent.exists()
     assert [line["step"] for line in log_of(whole)][-1] == 12
+
+
+@pytest.mark.parametrize("asked", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("at", "message"),
+    [
+        ("evaluate_tables", "interrupted before the evaluation ended; the checkpoint is written"),
+        ("save_checkpoint", "interrupted at step 12; the checkpoint is written"),
+    ],
+)
+def test_a_signal_after_the_last_step_loses_no_training(
+    at: str,
+    message: str,
+    asked: signal.Signals,
+    cfg: TrainConfig,
+    tasks: dict,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    whole = train([tasks["tickets"]], cfg, out=tmp_path / "whole", ema=0.9)
+    real = getattr(training, at)
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        done = real(*args, **kwargs)
+        signal.raise_signal(asked)
+        return done
+
+    resumed = Run(tmp_path / "resumed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, at, interrupted)
+        with pytest.raises(KeyboardInterrupt) as caught:
+            train([tasks["tickets"]], cfg, out=resumed.path, ema=0.9)
+    assert str(caught.value) == message
+    train([tasks["tickets"]], cfg, out=resumed.path, ema=0.9)
+    assert f"resuming {resumed.path} at step 12 of 12" in capsys.readouterr().err
+    assert_same_run(whole, resumed)
+    assert not resumed.checkpoint_path.parent.exists()
 
 
 def test_a_process_stopped_by_ctrl_c_and_resumed_ends_as_if_it_never_was(
@@ -648,6 +757,71 @@ def test_eval_every_puts_dev_metrics_into_the_log_and_changes_nothing(
         assert line["dev"]["urgency"]["n"] == 24
     assert [line["loss"] for line in log] == [line["loss"] for line in log_of(plain)]
     assert run.metrics() == plain.metrics()
+
+
+def test_every_run_is_a_run_of_its_own_in_a_tracker_with_all_numbers_of_its_log(
+    cfg: TrainConfig, tasks: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Fake(tracking.GeneralTracker):
+        """As strict as MLflow: a second run while one is open is an error."""
+
+        name, requires_logging_directory, tracker = "mlflow", False, None
+        open: ClassVar[list[str]] = []
+        logged: ClassVar[dict[str, dict[int, dict[str, float]]]] = {}
+
+        def __init__(self, project: str, run_name: str) -> None:
+            super().__init__()
+            self.run_name = f"{project}: {run_name}"
+
+        def start(self) -> None:
+            assert not self.open, f"{self.open[0]} is active"
+            self.open.append(self.run_name)
+            self.logged[self.run_name] = {}
+
+        def log(self, values: dict, step: int | None = None, **kwargs: Any) -> None:
+            assert all(isinstance(value, int | float) for value in values.values())
+            self.logged[self.run_name].setdefault(step, {}).update(values)
+
+        def finish(self) -> None:
+            self.open.remove(self.run_name)
+
+    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "mlflow", Fake)
+    monkeypatch.setattr(tracking, "_available_trackers", [LoggerType.MLFLOW])
+    monkeypatch.setattr(planning, "find_spec", lambda name: True)
+    given = {"track": "mlflow", "log_every": 6, "eval_every": 6}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "evaluate_tables", lambda *args, **kwargs: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train([tasks["tickets"]], cfg, out=tmp_path / "failed", **given)
+    run = train([*tasks.values()], cfg, out=tmp_path / "one", **given)
+    train([tasks["tickets"]], cfg, out=tmp_path / "two", **given)
+    assert not Fake.open
+    assert list(Fake.logged) == ["outshine: failed", "outshine: one", "outshine: two"]
+    steps = Fake.logged["outshine: one"]
+    line = log_of(run)[0]
+    assert (list(steps), line["step"]) == ([6, 12], 6)
+    assert steps[6]["loss"] == line["loss"]
+    assert steps[6]["task_loss/tickets"] == line["task_loss"]["tickets"]
+    assert steps[6]["dev/tickets/accuracy"] == line["dev"]["tickets"]["accuracy"]
+    final = run.metrics()["duplicate"]["dev"]
+    assert steps[12]["dev/duplicate/f1"] == final["f1"]
+
+
+def test_tensorboard_gets_curves_and_final_metrics(
+    cfg: TrainConfig, tasks: dict, tmp_path: Path
+) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    runs = [
+        train([tasks["tickets"]], cfg, out=tmp_path / name, track="tensorboard", log_every=6)
+        for name in ("one", "two")
+    ]
+    for run in runs:
+        events = EventAccumulator(str(run.path / "outshine")).Reload()
+        assert [event.step for event in events.Scalars("task_loss/tickets")] == [6, 12]
+        (final,) = events.Scalars("dev/tickets/accuracy")
+        assert final.value == pytest.approx(run.metrics()["tickets"]["dev"]["accuracy"])
 
 
 def test_a_run_can_start_from_the_weights_of_another(

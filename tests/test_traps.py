@@ -102,7 +102,7 @@ def interrupted(
     with monkeypatch.context() as patch:
         patch.setattr(training, "_finish", lambda *args: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            outshine.train([task], cfg, out=path, save_every_s=1e-9)
+            outshine.train([task], cfg, out=path)
     assert Run(path).checkpoint_path.exists()
 
 

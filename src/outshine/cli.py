@@ -81,6 +81,7 @@ def demo(
         "outshine-demo"
     ),
     seed: Seed = None,
+    force: Force = False,
     dry_run: DryRun = False,
 ) -> None:
     """The whole story on the built-in tasks."""
@@ -92,7 +93,7 @@ def demo(
 
         preview_distillation(demo_tasks(), out=out, **demo_settings(seed))
         return
-    run_demo(out=out, seed=seed)
+    run_demo(out=out, seed=seed, force=force)
 
 
 @command(app, "train")

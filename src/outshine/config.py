@@ -74,7 +74,8 @@ class TrainConfig(BaseModel):
         fold: "2/5": trains without the second of five parts of the rows, the same ones always
             (see `data.folds`); "" for all rows.
         keep: What a finished run keeps: `all`, `predictions` (no weights) or `metrics`.
-        track: Trackers that accelerate knows: "tensorboard", "wandb", "mlflow".
+        track: Trackers that get the log's numbers and the final metrics: "tensorboard", "wandb",
+            "mlflow"; by accelerate, a run of theirs for each run.
         seed: One seed gives the streams init, order and dropout.
     """
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +42,7 @@ def demo_settings(seed: int) -> dict[str, Any]:
     return {"settings": common, "single": _SINGLE, "multi": _MULTI, "student": {}}
 
 
-def run_demo(out: str | Path = "outshine-demo", seed: int = 1) -> Distillation:
+def run_demo(out: str | Path = "outshine-demo", seed: int = 1, force: bool = False) -> Distillation:
     """Trains five teachers, a plain multi-task model and their student on the built-in encoder.
 
     Prints the table of scores and costs, three answers of the student, how to use it, and what
@@ -48,16 +51,25 @@ def run_demo(out: str | Path = "outshine-demo", seed: int = 1) -> Distillation:
     Args:
         out: Folder of all the runs.
         seed: Of every run.
+        force: Whether complete runs are trained anew.
     """
-    made = distill(demo_tasks(), out=out, **demo_settings(seed))
+    made = distill(demo_tasks(), out=out, force=force, **demo_settings(seed))
     say("\nWhat the student says to texts that it has never seen:")
     for row, answer in zip(_FRESH, load(made.student).predict(_FRESH), strict=True):
         say("\n".join(["", *(f'{key}: "{text}"' for key, text in row.items())]))
         say(f"  {', '.join(map(_in_words, answer.items()))}")
     question = '{"text": "My card was charged twice"}'
-    say(f"\nAsk it yourself:\n  echo '{question}' | outshine predict {made.student.path}")
+    say(f"\nAsk it yourself:\n  echo '{question}' | {_as_called()} predict {made.student.path}")
     say(_what_one_seed_shows(made))
     return made
+
+
+def _as_called() -> str:
+    """The command `outshine` so that this shell finds it, also where its folder is not on PATH."""
+    called, found = Path(sys.argv[0]), shutil.which("outshine")
+    if called.name != "outshine" or (found and Path(found).resolve() == called.resolve()):
+        return "outshine"
+    return shlex.quote(str(called))
 
 
 def _in_words(answer: tuple[str, dict[str, Any]]) -> str:
@@ -79,4 +91,4 @@ tell each score to about ± {error:.1f}
 
 What it cannot show: which way of training is better. Each column is one run per model. Another
 seed moves every cell, often by as much as the columns differ here: see for yourself with
-`outshine demo --seed 2 --out {made.path}-2`. A claim needs many seeds and a test."""
+`{_as_called()} demo --seed 2 --out {made.path}-2`. A claim needs many seeds and a test."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,7 +26,7 @@ class Log:
         self.run, self.plan, self.state, self.team = run, plan, state, team
         self.begin = time.monotonic() - state.elapsed_s
         self.last_save = time.monotonic()
-        self.tracker = _tracker(run, plan) if team.is_first else None
+        self.trackers = _trackers(run, plan) if team.is_first else []
         self._reset()
         self._take_up(state.unlogged, plan.forward.device)
 
@@ -117,11 +117,20 @@ class Log:
         if self.team.is_first:
             with world_errors(self.run.log_path), self.run.log_path.open("a") as file:
                 file.write(json.dumps(line) + "\n")
-        if self.tracker is not None:
-            numbers = {k: v for k, v in line.items() if isinstance(v, int | float)}
-            self.tracker.log(numbers, step=state.step)
+        self.track({key: value for key, value in line.items() if key != "step"})
         self._reset()
         return True
+
+    def track(self, numbers: Mapping[str, Any]) -> None:
+        """Hands numbers to the trackers, under names such as `dev/rte/accuracy` where nested."""
+        flat = dict(_flat(numbers))
+        for tracker in self.trackers:
+            tracker.log(flat, step=self.state.step)
+
+    def close(self) -> None:
+        """Ends the run in the trackers, which would take the next one for the same."""
+        for tracker in self.trackers:  # Accelerator.end_training would end the other processes, too
+            tracker.finish()
 
     def _sums(self) -> list[float]:
         """Of each part's row losses, over all processes."""
@@ -133,18 +142,27 @@ class Log:
         return self.team.total(torch.stack(own)).tolist()
 
 
-def _tracker(run: Run, plan: Plan) -> Any:
-    """accelerate's trackers, if any are asked for."""
+def _flat(numbers: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, float]]:
+    for key, value in numbers.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{above}{key}/")
+        else:
+            yield above + key, value
+
+
+def _trackers(run: Run, plan: Plan) -> list[Any]:
+    """accelerate's trackers that are asked for, each with a new run that has its folder's name."""
     if not plan.cfg.track:
-        return None
+        return []
     from accelerate import Accelerator
 
     accelerator = Accelerator(
         log_with=list(plan.cfg.track), project_dir=run.path, cpu=plan.forward.device.type == "cpu"
     )
     flat = {k: v for k, v in plan.cfg.model_dump().items() if isinstance(v, int | float | str)}
-    accelerator.init_trackers("outshine", config=flat)
-    return accelerator
+    names = {"wandb": {"name": run.path.name}, "mlflow": {"run_name": run.path.name}}
+    accelerator.init_trackers("outshine", config=flat, init_kwargs=names)
+    return accelerator.trackers
 
 
 def _dev_metrics(plan: Plan) -> dict[str, dict[str, float]]:

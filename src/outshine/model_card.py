@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from outshine.encoders import BUILTIN
-from outshine.runs import Run, teacher_metrics
+from outshine.runs import Run
 from outshine.tasks import Task, kind_of
 
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
@@ -38,7 +38,7 @@ def write_card(folder: Path, run: Run, tasks: Sequence[Task], form: str) -> None
     info, config, settings = run.info(), run.config(), run.config()["settings"]
     encoder = public_name(settings["encoder"])
     teachers = config.get("teachers", {})
-    scores = list(_scores(run, tasks, teacher_metrics(teachers)))
+    scores = list(_scores(run, tasks, info.get("teacher_metrics", {})))
     all_tasks = [task.name for task in run.tasks()]
     names = [task.name for task in tasks]
     card = ModelCard.from_template(

@@ -73,6 +73,7 @@ class Plan:
         forward: The untrained model on its device.
         depths: Parameter -> depth from the output, where the learning rate decays with it.
         identity: What the run's result depends on, as plain data.
+        taught: Task -> split -> metrics of its teachers on the dev rows, where they have any.
     """
 
     tasks: tuple[Task, ...]
@@ -84,6 +85,7 @@ class Plan:
     forward: Forward
     depths: dict[str, int] | None
     identity: dict[str, Any] = field(default_factory=dict)
+    taught: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
 
     def rebuild(self, weights: Mapping[str, Any]) -> Forward:
         """A new model with given weights, on the same device."""
@@ -151,7 +153,11 @@ def prepare(
             if part.soft_targets is not None
         },
     }
-    return Plan(tasks, cfg, sources, mixture, dev, tokenizer, forward, depths, identity)
+    taught: dict[str, dict[str, dict[str, float]]] = {name: {} for name in sources}
+    for (name, split), table in dev.items():
+        if name in sources:
+            taught[name][split] = teaching.dev_metrics(sources[name], table, str(device))
+    return Plan(tasks, cfg, sources, mixture, dev, tokenizer, forward, depths, identity, taught)
 
 
 def _check_trackers(cfg: TrainConfig) -> None:

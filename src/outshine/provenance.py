@@ -48,6 +48,7 @@ def provenance(plan: Plan, state: State, run_id: str, finish_s: float) -> dict[s
             for part in plan.mixture.parts
         },
         "teachers": plan.identity["teachers"],
+        "teacher_metrics": plan.taught,
         "identity": plan.identity,
         "steps": state.step,
         "rows": state.rows,

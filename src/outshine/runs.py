@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,22 +78,6 @@ class Run:
             UserError: If `config.json` is damaged.
         """
         return stored_tasks(self.path / "config.json")
-
-
-def teacher_metrics(
-    teachers: Mapping[str, Sequence[str]],
-) -> dict[str, dict[str, dict[str, float]]]:
-    """Task -> split -> metric of the finished run that teaches it alone; other teachers have none.
-
-    Args:
-        teachers: Task -> its teachers, as in `config.json`.
-    """
-    found = {}
-    for task, sources in teachers.items():
-        run = Run(Path(sources[0]))
-        if len(sources) == 1 and run.is_complete:
-            found[task] = run.metrics().get(task, {})
-    return found
 
 
 def is_run_config(path: Path) -> bool:

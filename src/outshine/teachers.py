@@ -18,7 +18,7 @@ from outshine.console import progress, say
 from outshine.data import TokenTable, encode
 from outshine.encoders import load_tokenizer, locate
 from outshine.errors import UserError, raise_problems
-from outshine.evaluation import predict_table
+from outshine.evaluation import predict_table, table_metrics
 from outshine.files import cache_dir, digest
 from outshine.forward import Forward, load_forward, make_forward
 from outshine.kinds import to_number
@@ -100,6 +100,30 @@ def recognise(source: str, task: Task) -> Path | Run | None:
             "of probabilities (csv, tsv, jsonl, parquet)",
         )
     return None
+
+
+def dev_metrics(sources: Sequence[str], table: TokenTable, device: str) -> dict[str, float]:
+    """Metrics of a task's teacher, or ensemble, on a student's dev rows; {} where it has none.
+
+    A table's ids are those of train rows, and dev rows have the same numbers. A run that had other
+    dev rows has no logits of these, nor may they replace its own.
+
+    Raises:
+        UserError: If a teacher's dev logits are damaged.
+    """
+    for source in sources:
+        teacher = recognise(source, table.task)
+        if isinstance(teacher, Path) or (teacher and not _can_answer(teacher, table)):
+            return {}
+    return table_metrics(table, teacher_logits(sources, table, np.arange(len(table)), device))
+
+
+def _can_answer(run: Run, table: TokenTable) -> bool:
+    """Whether a run had exactly these dev rows, and has their logits or its weights."""
+    name, split = table.task.name, table.split
+    known = run.info().get("data", {}).get(name, {}).get(split)  # folds joined by a study have none
+    answers = (run.predictions_path(name, split), run.model_dir / "tasks.json")
+    return known == table.data and any(path.exists() for path in answers)
 
 
 def _one(source: str, table: TokenTable, rows: np.ndarray, device: str) -> np.ndarray:

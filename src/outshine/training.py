@@ -7,7 +7,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from outshine.checkpoints import State, restore, save_checkpoint
 from outshine.config import TrainConfig, takes_swapped
 from outshine.console import progress, show
 from outshine.data import encode
-from outshine.distributed import ALONE, Team, find_team, gathered, touched, without_rows, wrap
+from outshine.distributed import Team, find_team, gathered, touched, without_rows, wrap
 from outshine.errors import DivergedError, UserError
 from outshine.evaluation import evaluate_tables, predict_table, score
 from outshine.files import (
@@ -37,7 +37,7 @@ from outshine.model import save_model
 from outshine.optim import adamw, parameter_groups, set_step
 from outshine.planning import Plan, describe, prepare, settle
 from outshine.provenance import provenance
-from outshine.runs import Run, check_new, locked, open_run, start_anew, teacher_metrics
+from outshine.runs import Run, check_new, locked, open_run, start_anew
 from outshine.schedules import gold_weight, lr_factor
 from outshine.seeds import stream
 from outshine.tasks import Task
@@ -129,31 +129,36 @@ def _train_into(run: Run, plan: Plan, team: Team) -> None:
         )
         with world_errors(run.log_path):
             run.log_path.write_text("")
-    with world_errors(run.path):
-        _fit(run, plan, optimizer, state, team)
-    if any(
-        team.any(state.elapsed_s > cfg.save_every_s)
-    ):  # an interruption of the evaluation loses no training
-        save_checkpoint(run, plan, optimizer, state, team)
-    if state.average is not None:
-        with torch.no_grad():
-            for parameter, averaged in zip(model.parameters(), state.average, strict=True):
-                parameter.copy_(averaged)
-    forward = gathered(team, plan.forward, plan.rebuild)
-    if team.is_first:
-        _finish(run, replace(plan, forward=forward), state)
+    with closing(Log(run, plan, state, team)) as log:
+        with _interruptible() as stop, world_errors(run.path):
+            _fit(log, optimizer, stop)
+            save_checkpoint(run, plan, optimizer, state, team)  # the evaluation may be interrupted
+            team.wait()  # a launcher that sees one process end would stop the first at writing
+            if any(team.any(stop())):
+                raise Interrupted(f"interrupted at step {state.step}; the checkpoint is written")
+        with _on_signal(_stop_evaluation):
+            if state.average is not None:
+                with torch.no_grad():
+                    for parameter, averaged in zip(model.parameters(), state.average, strict=True):
+                        parameter.copy_(averaged)
+            forward = gathered(team, plan.forward, plan.rebuild)
+            if team.is_first:
+                metrics = _finish(run, replace(plan, forward=forward), state)
+                log.track(
+                    {f"{s}/{name}": found[s] for name, found in metrics.items() for s in found}
+                )
 
 
 def _fit(
-    run: Run, plan: Plan, optimizer: torch.optim.Optimizer, state: State, team: Team = ALONE
+    log: Log, optimizer: torch.optim.Optimizer, stop: Callable[[], bool] = lambda: False
 ) -> None:
-    """The training loop: one pass of the `for` is one optimizer step."""
+    """The training loop: one pass of the `for` is one optimizer step, after which it may stop."""
+    plan, state, team = log.plan, log.state, log.team
     cfg, mixture, model = plan.cfg, plan.mixture, plan.forward.model
-    log = Log(run, plan, state, team)
     division = team.divided(plan.forward.divide)
     own = [team.rank] if team.rank else []  # other processes draw other dropout masks
     model.train()
-    with progress(_title(plan), mixture.num_steps, state.step) as bar, _interruptible() as stop:
+    with progress(_title(plan), mixture.num_steps, state.step) as bar:
         for drawn in batches.steps(mixture, cfg.seed, state.step):
             weight = gold_weight(cfg.anneal, state.step / mixture.num_steps, cfg.gold_weight)
             batch = batches.make_batch(mixture, drawn, weight, division)
@@ -185,13 +190,12 @@ def _fit(
             if team.size > 1 and not written:
                 continue  # processes agree when the log's numbers are added up, too
             stopping, saving = team.any(stop(), log.seconds_since_save() > cfg.save_every_s)
-            if stopping or saving:
-                log.note(state)
-                save_checkpoint(run, plan, optimizer, state, team)
-                team.wait()  # a launcher that sees one process end would stop the first at writing
-                log.saved()
             if stopping:
-                raise Interrupted(f"interrupted at step {state.step}; the checkpoint is written")
+                break
+            if saving:
+                log.note(state)
+                save_checkpoint(log.run, plan, optimizer, state, team)
+                log.saved()
     log.note(state)
 
 
@@ -222,32 +226,47 @@ def _title(plan: Plan) -> str:
 
 @contextmanager
 def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Makes the first SIGINT or SIGTERM a request that the loop asks for; a second stops at once.
-
-    Schedulers and containers send SIGTERM some seconds before they kill.
-    """
+    """Makes the first SIGINT or SIGTERM a request for the loop to stop; a second stops at once."""
     asked: list[int] = []
 
-    def on_signal(number: int, _frame: Any) -> None:
+    def note(number: int, _frame: Any) -> None:
         asked.append(number)
         signal.signal(number, signal.default_int_handler)
 
+    with _on_signal(note):
+        yield lambda: bool(asked)
+
+
+def _stop_evaluation(_number: int, _frame: Any) -> None:
+    raise Interrupted("interrupted before the evaluation ended; the checkpoint is written")
+
+
+@contextmanager
+def _on_signal(handler: Callable[[int, Any], None]) -> Iterator[None]:
+    """Hands SIGINT and SIGTERM to a function.
+
+    Schedulers and containers send SIGTERM some seconds before they kill.
+    """
     try:
         before = {
-            number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)
+            number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)
         }
     except ValueError:  # not in the main thread
-        yield lambda: False
+        yield
         return
     try:
-        yield lambda: bool(asked)
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, previous in before.items():
+            signal.signal(number, previous)
 
 
-def _finish(run: Run, plan: Plan, state: State) -> None:
-    """Evaluates the final weights, saves what `keep` says, and completes the run."""
+def _finish(run: Run, plan: Plan, state: State) -> dict[str, dict[str, dict[str, float]]]:
+    """Evaluates the final weights, saves what `keep` says, and completes the run.
+
+    Returns:
+        Content of `metrics.json`.
+    """
     cfg, forward, begin = plan.cfg, plan.forward, time.monotonic()
     run_id = digest(plan.identity)[:12]
     forward.model.eval()
@@ -266,6 +285,7 @@ def _finish(run: Run, plan: Plan, state: State) -> None:
     write_json(run.path / "run.json", provenance(plan, state, run_id, time.monotonic() - begin))
     shutil.rmtree(run.path / "checkpoint", ignore_errors=True)
     _show_metrics(plan, metrics)
+    return metrics
 
 
 def _save_train_logits(run: Run, plan: Plan, forward: Forward, run_id: str) -> None:
@@ -279,8 +299,7 @@ def _save_train_logits(run: Run, plan: Plan, forward: Forward, run_id: str) -> N
 
 
 def _show_metrics(plan: Plan, metrics: dict[str, dict[str, dict[str, float]]]) -> None:
-    """The table of dev metrics in percent, beside the teachers' where they are runs."""
-    taught = teacher_metrics(plan.teachers)
+    """The table of dev metrics in percent, beside those of the teachers on the same rows."""
     header = ["task", "split", "metric", "value", *(["teacher"] if plan.teachers else []), "n"]
     rows = []
     for name, splits in metrics.items():
@@ -289,18 +308,27 @@ def _show_metrics(plan: Plan, metrics: dict[str, dict[str, dict[str, float]]]) -
                 if metric in ("n", "constant_prediction"):
                     continue
                 mark = " (constant)" if "constant_prediction" in values else ""
-                cells = [name, split, metric, f"{100 * value:.1f}{mark}"]
+                cells = [name, split, metric, f"{_percent(value)}{mark}"]
                 if plan.teachers:
-                    teacher = taught.get(name, {}).get(split, {}).get(metric)
-                    cells.append("" if teacher is None else f"{100 * teacher:.1f}")
+                    cells.append(_percent(plan.taught.get(name, {}).get(split, {}).get(metric)))
                 rows.append([*cells, str(values["n"])])
-    dev = {name: splits["dev"] for name, splits in metrics.items() if "dev" in splits}
-    total = score(plan.tasks, dev)
     if not rows:
         return
+    dev = {name: splits["dev"] for name, splits in metrics.items() if "dev" in splits}
+    total = score(plan.tasks, dev)
     if len(plan.tasks) > 1 and total is not None:
-        rows.append(["score", "dev", "mean", f"{100 * total:.1f}", *([""] if taught else []), ""])
+        cells = [_percent(total)]
+        if plan.teachers:
+            taught = {name: found["dev"] for name, found in plan.taught.items() if found.get("dev")}
+            cells.append(
+                _percent(score(plan.tasks, taught) if taught.keys() == dev.keys() else None)
+            )
+        rows.append(["score", "dev", "mean", *cells, ""])
     show("Dev metrics of the final weights, in percent", header, rows)
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f}"
 
 
 def teacher_cache(
