@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from functools import partial
 from itertools import pairwise
@@ -136,6 +137,19 @@ def test_a_run_resumed_at_step_k_sees_the_same_rows(
     for one, other in zip(resumed, whole, strict=True):
         for a, b in zip(one, other, strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+def test_the_order_of_a_pass_is_drawn_once_however_many_tasks_there_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    mix = mixture({f"t{i}": 20 for i in range(80)}, batch_size=160, epochs=2.0)
+    made = []
+    real = np.random.default_rng
+    monkeypatch.setattr(np.random, "default_rng", lambda seed: made.append(seed) or real(seed))
+    drawn = list(steps(mix, 0))
+    assert len(drawn) == 20
+    passes = [math.ceil(sum(len(step[i]) for step in drawn) / 20) for i in range(80)]
+    assert len(made) == 1 + sum(passes)
 
 
 def test_tasks_are_drawn_as_often_as_their_chances_say() -> None:

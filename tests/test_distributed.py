@@ -23,7 +23,10 @@ from typer.testing import CliRunner
 from conftest import write_duplicate, write_tickets, write_urgency
 from outshine import batches, training
 from outshine.cli import app
-from outshine.distributed import ALONE, Team, like, whole
+from outshine.config import TrainConfig, resolve
+from outshine.distributed import ALONE, Team, like, whole, wrap
+from outshine.losses import micro_batch_loss
+from outshine.planning import prepare
 from outshine.runs import Run
 from outshine.tasks import Task
 from outshine.training import train
@@ -214,6 +217,26 @@ def test_all_processes_get_equally_many_micro_batches() -> None:
     uneven = [Team(rank, 2, object()).divided(at_most_four)(lengths) for rank in range(2)]  # type: ignore[arg-type]
     assert [[rows.tolist() for rows in share] for share in uneven] == [[[0], []], [[1, 2], [3]]]
     assert ALONE.divided(division) is division
+
+
+def test_gradients_lie_where_ddp_adds_them_up(tasks: list[Path], encoder: Path) -> None:
+    """Else every step copies all of them back, and memory holds them twice."""
+    plan = prepare((Task.load(tasks[0]),), resolve(TrainConfig(encoder=str(encoder)), 1), None)
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
+    )
+    try:
+        forward = wrap(Team(0, 1, object()), plan.forward)  # type: ignore[arg-type]
+        batch = batches.make_batch(
+            plan.mixture, next(batches.steps(plan.mixture, 1)), 1.0, forward.divide
+        )
+        micro_batch_loss(forward, plan.mixture, batch.micro_batches[0], 1.0)[0].backward()
+        gradients = [p.grad for p in forward.model.parameters() if p.grad is not None]
+        buckets = {g.untyped_storage().data_ptr() for g in gradients}
+    finally:
+        torch.distributed.destroy_process_group()
+    assert len(gradients) > 20
+    assert len(buckets) < 3
 
 
 def test_tensors_of_one_process_are_themselves() -> None:

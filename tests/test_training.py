@@ -606,8 +606,15 @@ def test_force_starts_an_interrupted_run_anew(
     assert (run.info()["resumed"], log_of(run)[-1]["rows"]) == (0, 96)
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_update(
-    cfg: TrainConfig, tasks: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("max_grad_norm", [1.0, 0.0])
+@pytest.mark.parametrize("what", ["loss", "norm of the gradient"])
+def test_a_loss_or_gradient_that_is_not_finite_stops_before_the_update(
+    what: str,
+    max_grad_norm: float,
+    cfg: TrainConfig,
+    tasks: dict,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     models, weights = [], []
     real = training.micro_batch_loss
@@ -617,14 +624,17 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(
         loss, sums = real(forward, *args)
         if len(models) == 3:
             weights.extend(p.detach().clone() for p in forward.model.parameters())
-            loss = loss * float("nan")
+            if what == "loss":
+                loss = loss * float("nan")
+            else:
+                loss.register_hook(lambda gradient: gradient * float("nan"))
         return loss, sums
 
     monkeypatch.setattr(training, "micro_batch_loss", poisoned)
     with pytest.raises(DivergedError) as caught:
-        train([tasks["tickets"]], cfg, out=tmp_path / "run")
+        train([tasks["tickets"]], cfg, out=tmp_path / "run", max_grad_norm=max_grad_norm)
     assert str(caught.value) == (
-        "training stopped at step 3: the loss is nan\n"
+        f"training stopped at step 3: the {what} is nan\n"
         'hint: the update was not made; try a lower lr, or precision = "fp32"'
     )
     assert caught.value.exit_code == 1

@@ -103,34 +103,44 @@ def steps(mixture: Mixture, seed: int, start: int = 0) -> Iterator[list[np.ndarr
     """
     counts_generator = np.random.default_rng(stream(seed, "order", "counts"))
     chances = [part.probability for part in mixture.parts]
+    orders = [_orders(part, seed) for part in mixture.parts]
     positions = np.zeros(len(mixture.parts), np.int64)
     for step in range(mixture.num_steps):
         size = min(mixture.batch_size, mixture.num_draws - step * mixture.batch_size)
         counts = counts_generator.multinomial(size, chances)
         if step >= start:
             yield [
-                _pass_rows(part, seed, int(first), int(count))
-                for part, first, count in zip(mixture.parts, positions, counts, strict=True)
+                _pass_rows(part, order, int(first), int(count))
+                for part, order, first, count in zip(
+                    mixture.parts, orders, positions, counts, strict=True
+                )
             ]
         positions += counts
 
 
-def _pass_rows(part: Part, seed: int, first: int, count: int) -> np.ndarray:
+def _pass_rows(
+    part: Part, order: Callable[[int], np.ndarray], first: int, count: int
+) -> np.ndarray:
     """Positions first..first+count of the endless sequence of shuffled passes over a part."""
     num_rows = len(part.rows)
     pieces = [np.zeros(0, np.int64)]
     while count > 0:
         pass_number, offset = divmod(first, num_rows)
         taken = min(count, num_rows - offset)
-        order = _permutation(stream(seed, "order", part.table.task.name, pass_number), num_rows)
-        pieces.append(order[offset : offset + taken])
+        pieces.append(order(pass_number)[offset : offset + taken])
         first, count = first + taken, count - taken
     return np.concatenate(pieces)
 
 
-@lru_cache(maxsize=64)
-def _permutation(seed: int, size: int) -> np.ndarray:
-    return np.random.default_rng(seed).permutation(size)
+def _orders(part: Part, seed: int) -> Callable[[int], np.ndarray]:
+    """Pass number -> its order of a part's rows; that of one pass is kept for the next steps."""
+
+    @lru_cache(maxsize=1)
+    def order(pass_number: int) -> np.ndarray:
+        chance = np.random.default_rng(stream(seed, "order", part.table.task.name, pass_number))
+        return chance.permutation(len(part.rows))
+
+    return order
 
 
 def cut(lengths: np.ndarray, max_tokens: int, price: int) -> list[np.ndarray]:

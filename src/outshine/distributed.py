@@ -178,7 +178,8 @@ def wrap(team: Team, forward: Forward) -> Forward:
         pooler.requires_grad_(False)  # nothing is computed with it: DDP would wait for its gradient
     if not _is_sharded():
         places = [forward.device] if forward.device.type == "cuda" else None
-        return replace(forward, wrapped=nn.parallel.DistributedDataParallel(model, places))
+        wrapped = nn.parallel.DistributedDataParallel(model, places, gradient_as_bucket_view=True)
+        return replace(forward, wrapped=wrapped)
     from accelerate import FullyShardedDataParallelPlugin
     from torch.distributed import init_device_mesh
     from torch.distributed.fsdp import fully_shard

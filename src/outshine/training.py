@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import signal
@@ -14,13 +15,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.utils import clip_grad_norm_
 
 from outshine import batches, dropout
 from outshine.checkpoints import State, restore, save_checkpoint
 from outshine.config import TrainConfig, takes_swapped
 from outshine.console import progress, show
 from outshine.data import encode
-from outshine.distributed import Team, find_team, gathered, touched, without_rows, wrap
+from outshine.distributed import Team, find_team, gathered, touched, whole, without_rows, wrap
 from outshine.errors import DivergedError, UserError
 from outshine.evaluation import evaluate_tables, predict_table, score
 from outshine.files import (
@@ -74,7 +76,7 @@ def train(
     Raises:
         UserError: If anything given is wrong; nothing has been written then.
         WorldError: If the disk or the hub fails.
-        DivergedError: If the loss is not finite; the update is not made.
+        DivergedError: If the loss or its gradient is not finite; the update is not made.
         KeyboardInterrupt: After Ctrl-C, when the checkpoint is written.
     """
     tasks, cfg, path = settle(tasks, cfg or TrainConfig(), out, force, overrides)
@@ -166,13 +168,8 @@ def _fit(
             step_loss = _add_gradients(plan, batch, team, log)
             if team.size > 1:
                 without_rows(plan.forward, [p.table.task.name for p in mixture.parts], drawn)
-            if not torch.isfinite(step_loss):
-                raise DivergedError(
-                    f"training stopped at step {state.step + 1}: the loss is {step_loss.item()}",
-                    'the update was not made; try a lower lr, or precision = "fp32"',
-                )
-            if cfg.max_grad_norm:
-                torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.max_grad_norm)
+            norm = clip_grad_norm_(model.parameters(), cfg.max_grad_norm or math.inf)
+            _check_finite(state.step + 1, step_loss, whole(norm))
             lr = cfg.lr * lr_factor(
                 cfg.lr_schedule, state.step, mixture.num_steps, cfg.warmup_fraction
             )
@@ -216,6 +213,19 @@ def _add_gradients(plan: Plan, batch: batches.Batch, team: Team, log: Log) -> to
         step_loss += loss.detach()
         log.add(sums)
     return team.total(step_loss) / team.size
+
+
+def _check_finite(step: int, loss: torch.Tensor, norm: torch.Tensor) -> None:
+    """Raises DivergedError if a step's loss or the norm of its gradient is not finite.
+
+    A GPU is waited for here; it would be at the next step's rows, which are copied to it in order.
+    """
+    for what, value in (("loss", loss), ("norm of the gradient", norm)):
+        if not torch.isfinite(value):
+            raise DivergedError(
+                f"training stopped at step {step}: the {what} is {value.item()}",
+                'the update was not made; try a lower lr, or precision = "fp32"',
+            )
 
 
 def _title(plan: Plan) -> str:
