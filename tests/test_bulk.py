@@ -282,6 +282,51 @@ def test_a_bad_row_stops_with_its_line_or_is_skipped_and_counted(
     assert first == second and first.keys() >= {"tickets", "urgency"}
 
 
+@pytest.mark.parametrize(
+    ("end", "found"),
+    [
+        ("", "unexpected end of data in a row of 199 lines"),
+        ('7,"fine"\n', "',' expected after '\"' in a row of 200 lines"),
+        ('7,a",b,c\n', "4 cells in a row of 200 lines"),
+        ("7,\xff\n", "invalid UTF-8"),
+    ],
+    ids=["to the end", "to the next quote", "to a quote with more cells", "to a bad line"],
+)
+@pytest.mark.parametrize("skip", [False, True], ids=["stop", "skip"])
+def test_a_quote_left_open_stops_with_its_line_and_skips_no_good_row(
+    skip: bool, end: str, found: str, model: Predictor, tmp_path: Path
+) -> None:
+    source, output = tmp_path / "in.csv", tmp_path / "out.jsonl"
+    lines = ["id,body\n", '1,"refund\n', *(f"{i},thanks\n" for i in range(198)), end]
+    source.write_bytes("".join(lines).encode("latin-1"))
+    line, expected, hint = 2, "a row", "mend the quotes of the row"
+    if "cells" in found:
+        expected, hint = "2 cells", "mend the row: quote cells that hold ',' or a line break"
+    if "UTF-8" in found:
+        line, expected, hint = 201, "UTF-8", "save the file as UTF-8"
+    assert refusal(model, source, output, skip_bad_rows=skip) == (
+        f"cannot read {source}: {found}, expected {expected} ({source}:{line})\nhint: {hint}"
+    )
+    assert not output.exists()
+
+
+def test_a_quote_left_open_does_not_read_the_whole_file(model: Predictor, tmp_path: Path) -> None:
+    source = tmp_path / "in.csv"
+    source.write_text('id,body\n1,"refund\n' + ("now " * 250_000 + "\n") * 20, encoding="utf-8")
+    assert refusal(model, source, tmp_path / "out.jsonl", skip_bad_rows=True) == (
+        f"cannot read {source}: field larger than field limit (16777216) in a row of 18 lines, "
+        f"expected a row ({source}:2)\nhint: mend the quotes of the row"
+    )
+
+
+def test_a_wrong_text_of_several_lines_is_told_with_the_first(
+    model: Predictor, tmp_path: Path
+) -> None:
+    source = tmp_path / "in.csv"
+    source.write_text('id,body\n1,"\n\n"\n', encoding="utf-8")
+    assert f"expected a text that is not empty ({source}:2)\n" in refusal(model, source, None)
+
+
 def test_a_wrong_cell_of_a_parquet_file_is_told_with_its_row(
     model: Predictor, tmp_path: Path
 ) -> None:

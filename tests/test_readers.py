@@ -79,7 +79,15 @@ def test_a_line_number_counts_the_lines_inside_of_cells(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text('body,team\n"two\nlines",tech\nb,billing\n')
     rows = list(read_rows(make(path), "train"))
-    assert rows == [Row("0", ("two\nlines",), 1.0, 3), Row("1", ("b",), 0.0, 4)]
+    assert rows == [Row("0", ("two\nlines",), 1.0, 2), Row("1", ("b",), 0.0, 4)]
+
+
+def test_a_quote_left_open_is_told_with_the_line_where_its_row_begins(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text('body,team\na,tech\n"b,tech\n' + "c,tech\n" * 50)
+    with pytest.raises(UserError) as caught:
+        list(read_rows(make(path), "train"))
+    assert f"unexpected end of data, expected a row ({path}:3)" in str(caught.value)
 
 
 def test_a_test_split_needs_no_label_column(tmp_path: Path) -> None:

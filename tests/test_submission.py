@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -327,6 +328,25 @@ def test_a_shortened_official_file_is_refused_and_another_is_warned_about(
         "cannot answer /glue/RTE/test.tsv: 6 rows, expected 3,000 (/glue/RTE/test.tsv)\n"
         + GET_AGAIN
     )
+
+
+@pytest.mark.parametrize("part", PARTS, ids=lambda part: part.name)
+def test_every_official_file_is_told_by_its_first_row_and_refused_when_shortened(
+    part: submission.Part, glue_dir: Path
+) -> None:
+    assert re.fullmatch(r"[0-9a-f]{12}", part.first)
+    task = outshine.glue(part.task, data_dir=glue_dir)[0]
+    path = task.files[part.split]
+    made_up = submission._read_test(part, task)  # another first row: a file of the user's own
+    assert part.first != submission._digest(made_up[0][1])
+    official = replace(part, first=submission._digest(made_up[0][1]))
+    with pytest.raises(UserError) as caught:
+        submission._read_test(official, task)
+    assert str(caught.value) == (
+        f"cannot answer {path}: {len(made_up)} rows, expected {part.rows:,} ({path})\n"
+        + GET_AGAIN.removesuffix("\n")
+    )
+    assert submission._read_test(replace(official, rows=len(made_up)), task) == made_up
 
 
 def test_the_official_files_have_the_rows_that_are_expected() -> None:

@@ -9,7 +9,6 @@ import csv
 import json
 import math
 import reprlib
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +18,8 @@ from outshine.errors import MAX_PROBLEMS_SHOWN, UserError, did_you_mean, raise_p
 from outshine.files import read_errors
 from outshine.tasks import FILE_ENDINGS
 
-# One cell may hold a whole document.
-csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+# One cell may hold a whole document, but not all that stands behind an open quote.
+csv.field_size_limit(1 << 24)
 
 
 @dataclass
@@ -188,20 +187,21 @@ def _separated_cells(path: Path, how: FileFormat, tally: Tally) -> Iterator[Cell
         check_columns(header, how.columns, str(path))
         places = [(column, header.index(column)) for column in how.columns]
         while True:
+            line = reader.line_num + 1  # a row may have several
             try:
                 row = next(reader, None)
             except csv.Error as error:
-                tally.problem(f"{error}, expected a row ({path}:{reader.line_num})")
+                tally.problem(f"{error}, expected a row ({path}:{line})")
                 return
             if row is None:
                 return
             if len(row) == len(header):
-                yield reader.line_num, {column: row[place] for column, place in places}
+                yield line, {column: row[place] for column, place in places}
             elif how.skip_bad_rows:
                 tally.skipped += 1
             else:
                 found = {0: "an empty line", 1: "1 cell"}.get(len(row), f"{len(row)} cells")
-                tally.problem(f"{found}, expected {len(header)} cells ({path}:{reader.line_num})")
+                tally.problem(f"{found}, expected {len(header)} cells ({path}:{line})")
 
 
 def _json_cells(path: Path, how: FileFormat, tally: Tally) -> Iterator[Cells]:

@@ -150,20 +150,24 @@ class _Lines:
         except UnicodeDecodeError:
             raise self.error("invalid UTF-8, expected UTF-8", "save the file as UTF-8") from None
 
-    def error(self, what: str, hint: str) -> UserError:
-        return UserError(f"cannot read {self.place}: {what} ({self.place}:{self.number})", hint)
+    def error(self, what: str, hint: str, line: int = 0) -> UserError:
+        place = f"{self.place}:{line or self.number}"
+        return UserError(f"cannot read {self.place}: {what} ({place})", hint)
 
 
 def _numbered(read: Callable[[], str | dict[str, Any]], lines: _Lines) -> Iterator[NumberedRow]:
     while True:
         row: str | dict[str, Any] | UserError
+        start = lines.number + 1
         try:
             row = read()
         except StopIteration:
             return
         except UserError as error:
+            if lines.number > start:  # an open quote swallows good rows, which nobody may skip
+                raise
             row = error
-        yield lines.number, row
+        yield start, row
 
 
 Opened = tuple[tuple[str, ...] | None, Callable[[], "str | dict[str, Any]"]]
@@ -218,12 +222,20 @@ def _finite(text: str) -> float:
 
 def _table(lines: _Lines, separator: str) -> Opened:
     reader = csv.reader(lines, delimiter=separator, strict=True)
+    start = 1
 
     def cells() -> list[str]:
+        nonlocal start
+        start = lines.number + 1
         try:
             return next(reader)
         except csv.Error as error:
-            raise lines.error(f"{error}, expected a row", "mend the quotes of the row") from None
+            raise bad_row(str(error), "a row", "mend the quotes of the row") from None
+
+    def bad_row(found: str, expected: str, hint: str) -> UserError:
+        count = lines.number + 1 - start
+        span = f" in a row of {count:,} lines" if count > 1 else ""
+        return lines.error(f"{found}{span}, expected {expected}", hint, start)
 
     try:
         header = cells()
@@ -240,8 +252,9 @@ def _table(lines: _Lines, separator: str) -> Opened:
         row = cells()
         if len(row) != len(header):
             found = _cells(len(row)) if row else "an empty line"
-            raise lines.error(
-                f"{found}, expected {_cells(len(header))}",
+            raise bad_row(
+                found,
+                _cells(len(header)),
                 f"mend the row: quote cells that hold {separator!r} or a line break",
             )
         return dict(zip(header, row, strict=True))

@@ -43,7 +43,7 @@ class Part:
         task: The task whose head answers it.
         split: The task's split.
         rows: Rows of the official test file.
-        first: Digest of its first row's texts, which tells it from other files; "" if unknown.
+        first: Digest of its first row's texts, which tells it from other files.
     """
 
     name: str
@@ -53,15 +53,17 @@ class Part:
     first: str
 
 
+# The digests of MNLI and QQP are of the rows that the data sets' public pages show, the others of
+# the files themselves.
 PARTS = (
     Part("CoLA.tsv", "cola", "test", 1063, "b4ac049fff28"),
     Part("SST-2.tsv", "sst2", "test", 1821, "2821f65b5e8d"),
     Part("MRPC.tsv", "mrpc", "test", 1725, "db8159d0a6cb"),
     Part("STS-B.tsv", "stsb", "test", 1379, "a61aff36c675"),
-    Part("MNLI-m.tsv", "mnli", "test", 9796, ""),
-    Part("MNLI-mm.tsv", "mnli", "test_mismatched", 9847, ""),
+    Part("MNLI-m.tsv", "mnli", "test", 9796, "07822e3c2e99"),
+    Part("MNLI-mm.tsv", "mnli", "test_mismatched", 9847, "e52600c150b2"),
     Part("QNLI.tsv", "qnli", "test", 5463, "de2534a475ec"),
-    Part("QQP.tsv", "qqp", "test", 390965, ""),
+    Part("QQP.tsv", "qqp", "test", 390965, "14d5f9ea10ce"),
     Part("RTE.tsv", "rte", "test", 3000, "6db530d99c0c"),
     Part("WNLI.tsv", "wnli", "test", 146, "ebd44eac77e2"),
     Part("AX.tsv", "mnli", "ax", 1104, "8ee0b50b1253"),
