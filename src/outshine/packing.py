@@ -129,15 +129,16 @@ def _varlen(
     heads_only: bool,
 ) -> Tensor:
     """The same without dropout by torch's kernel for rows of any length, in half precision."""
-    from torch.nn.attention.varlen import varlen_attn
+    from torch.nn.attention import varlen
 
+    kernel: Any = varlen.varlen_attn
     bounds, longest = segments.bounds, int(segments.lengths.max())
     more = {} if window is None else {"window_size": (window - 1, window - 1)}
     if not heads_only or window is not None:  # it would count the window from the last token
-        return varlen_attn(q, k, v, bounds, bounds, longest, longest, scale=scale, **more)
+        return kernel(q, k, v, bounds, bounds, longest, longest, scale=scale, **more)
     heads = bounds[:-1].long()
     each = torch.arange(len(bounds), dtype=bounds.dtype, device=bounds.device)
-    out = varlen_attn(q[heads], k, v, each, bounds, 1, longest, scale=scale, **more)
+    out = kernel(q[heads], k, v, each, bounds, 1, longest, scale=scale, **more)
     return torch.zeros_like(v).index_copy(0, heads, out)
 
 
