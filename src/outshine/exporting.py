@@ -117,9 +117,16 @@ def export(
 
 def _check_target(out: Path, force: bool) -> None:
     """Refuses a folder in use, but an earlier export with `force`."""
+    what = f"cannot export to {out}"
+    place = out.resolve()
+    if Path.cwd().is_relative_to(place) or place.is_mount():
+        raise UserError(
+            f"{what}: the current folder, one above it or a mount point, expected a folder that "
+            "can be replaced",
+            "name a folder in it",
+        )
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
-    what = f"cannot export to {out}"
     if not (out / MARK).is_file():
         found = "the folder holds other files" if out.is_dir() else "a file"
         raise UserError(f"{what}: {found}, expected none, or an earlier export", "choose another")
