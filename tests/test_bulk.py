@@ -92,6 +92,32 @@ def test_every_format_gives_the_same_answers_in_order_with_ids(
     assert sorted(tmp_path.iterdir()) == [source, output]
 
 
+@pytest.mark.parametrize("ending", [".csv", ".tsv", ".parquet", ".jsonl"])
+def test_endings_in_capitals_mean_the_same(
+    ending: str, model: Predictor, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    source = write_rows(tmp_path / f"in{ending}", {"body": ["refund", "thanks"]})
+    source = source.rename(source.with_suffix(ending.upper()))
+    predict_file(model, source, tmp_path / "out.jsonl")
+    assert answers(tmp_path / "out.jsonl") == model.predict(["refund", "thanks"])
+    predict_file(model, source, tmp_path / "OUT.CSV")
+    assert (tmp_path / "OUT.CSV").read_text(encoding="utf-8").startswith("id,tickets.label,")
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", ["o.tsv", "o.json", "o.TXT"])
+def test_an_output_with_the_ending_of_no_format_is_refused(
+    name: str, model: Predictor, rows: Path, tmp_path: Path
+) -> None:
+    ending = Path(name).suffix.lower()
+    assert refusal(model, rows, tmp_path / name) == (
+        f"cannot write {tmp_path / name}: ending {ending!r}, expected .jsonl, .csv or .parquet\n"
+        "hint: rename it, or name its format with --output-format"
+    )
+    predict_file(model, rows, tmp_path / name, output_format="csv")
+    assert (tmp_path / name).read_text(encoding="utf-8").startswith("id,tickets.label,")
+
+
 def test_plain_lines_are_read_as_they_are_and_may_begin_with_a_brace(
     model: Predictor, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -58,7 +58,7 @@ def predict(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Answers: .csv, .parquet (a folder of part files), else JSONL.  [stdout]",
+            help="Answers: .jsonl, .csv or .parquet (a folder of part files).  [stdout]",
         ),
     ] = None,
     input_format: Annotated[

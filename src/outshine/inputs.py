@@ -72,7 +72,7 @@ def open_input(
         UserError: If the file is missing or is not of its format from the start on.
     """
     place = str(path) if path else STANDARD_INPUT
-    format = format or (_BY_ENDING.get(path.suffix) if path else None)
+    format = format or (_BY_ENDING.get(path.suffix.lower()) if path else None)
     with _opened(path) as file:
         if format == "parquet":
             yield _parquet(file, place, wanted)

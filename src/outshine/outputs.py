@@ -27,7 +27,7 @@ from outshine.errors import UserError
 from outshine.files import read_json, replacing, world_errors, write_json
 
 FORMATS = ("jsonl", "csv", "parquet")
-_BY_ENDING = {".csv": "csv", ".parquet": "parquet"}
+_BY_ENDING = {f".{name}": name for name in FORMATS}
 ROWS_PER_PART = 65_536
 
 Answers = Sequence[dict[str, Any]]
@@ -67,8 +67,20 @@ class Output(Protocol):
 
 
 def format_of(path: Path | None, format: str | None) -> str:
-    """The format asked for, else that of the ending, else jsonl."""
-    return format or (_BY_ENDING.get(path.suffix) if path else None) or "jsonl"
+    """The format asked for, else that of the ending; on standard output, and without one, jsonl.
+
+    Raises:
+        UserError: If the ending is that of none.
+    """
+    ending = path.suffix.lower() if path else ""
+    if format or not ending:
+        return format or "jsonl"
+    if ending not in _BY_ENDING:
+        raise UserError(
+            f"cannot write {path}: ending {ending!r}, expected .jsonl, .csv or .parquet",
+            "rename it, or name its format with --output-format",
+        )
+    return _BY_ENDING[ending]
 
 
 def check_apart(source: Path, path: Path) -> None:
