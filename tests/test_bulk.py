@@ -124,11 +124,24 @@ def test_plain_lines_are_read_as_they_are_and_may_begin_with_a_brace(
     source, output = tmp_path / "in.txt", tmp_path / "out.jsonl"
     source.write_bytes(b"\xef\xbb\xbf{refund\r\n my login \n")
     predict_file(model, source, output, input_format="lines", tasks=["tickets"])
-    assert answers(output) == model.predict(["{refund", " my login "], ["tickets"])
+    rows = [{"id": 1, "text": "{refund"}, {"id": 2, "text": " my login "}]
+    assert answers(output) == model.predict(rows, ["tickets"])
     assert capsys.readouterr().err == ""
     source.write_bytes(b"my login\n")
     predict_file(model, source, output, tasks=["tickets"])
     assert f"note: reading {source} as one text per line" in capsys.readouterr().err
+
+
+def test_the_id_of_a_plain_line_is_its_number_so_that_skipped_ones_do_no_harm(
+    model: Predictor, tmp_path: Path
+) -> None:
+    source = tmp_path / "in.txt"
+    source.write_text("refund\n\nthanks\n", encoding="utf-8")
+    for name in ("out.jsonl", "out.csv"):
+        predict_file(model, source, tmp_path / name, skip_bad_rows=True)
+    assert [x["id"] for x in answers(tmp_path / "out.jsonl")] == [1, 3]
+    lines = (tmp_path / "out.csv").read_text(encoding="utf-8").splitlines()
+    assert [line.partition(",")[0] for line in lines] == ["id", "1", "3"]
 
 
 def test_a_quoted_cell_may_hold_separators_and_line_breaks(
@@ -191,6 +204,47 @@ def test_a_cut_text_is_flagged_and_counted(model: Predictor, tmp_path: Path) -> 
     assert [x.get("truncated") for x in answers(tmp_path / "out.jsonl")] == [None, True]
     text = (tmp_path / "out.csv").read_text(encoding="utf-8")
     assert [line.rpartition(",")[2] for line in text.splitlines()] == ["truncated", "false", "true"]
+
+
+@pytest.mark.parametrize("ending", [".csv", ".parquet", ".jsonl"])
+def test_a_task_predicts_on_its_own_file_with_the_ids_of_it(
+    ending: str, model: Predictor, tmp_path: Path
+) -> None:
+    named = replace(
+        model, tasks=tuple(t.model_copy(update={"id": "ticket_id"}) for t in model.tasks)
+    )
+    columns = {"team": ["tech", "other"], "ticket_id": ["t7", "t8"], "body": ["refund", "thanks"]}
+    source = write_rows(tmp_path / f"in{ending}", columns)
+    predict_file(named, source, tmp_path / "out.jsonl")
+    assert [x["id"] for x in answers(tmp_path / "out.jsonl")] == ["t7", "t8"]
+
+
+@pytest.mark.parametrize("name", ["in.csv", "in.jsonl"])
+def test_a_row_of_a_table_is_answered_by_the_tasks_whose_cells_are_filled(
+    name: str, model: Predictor, tmp_path: Path
+) -> None:
+    source, output = tmp_path / name, tmp_path / "out.jsonl"
+    empty = "" if name == "in.csv" else None
+    columns = {
+        "id": ["1", "2", "3"],
+        "body": ["the app crashes", empty, "thanks"],
+        "left": [empty, "a", "a"],
+        "right": ["b", "b", "b"],
+    }
+    counts = predict_file(model, write_rows(source, columns), output)
+    assert [list(line) for line in answers(output)] == [
+        ["id", "tickets", "urgency"],
+        ["id", "duplicate"],
+        ["id", "tickets", "urgency", "duplicate"],
+    ]
+    assert (counts.skipped, dict(counts.unanswered)) == (
+        0,
+        {"duplicate": 1, "tickets": 1, "urgency": 1},
+    )
+    assert refusal(model, source, output, tasks=["duplicate"]) == (
+        f"cannot answer row 1: column 'left' is {empty!r}, {TEXT_ERROR} "
+        f"({source}:{2 if empty == '' else 1})\nhint: mend or remove the row{SKIP}"
+    )
 
 
 def test_parquet_ids_that_json_does_not_know_become_text(model: Predictor, tmp_path: Path) -> None:

@@ -17,8 +17,9 @@ from outshine.devices import trim_memory
 from outshine.errors import MAX_PROBLEMS_SHOWN, UserError
 from outshine.inputs import Input, NumberedRow, fingerprint, open_input
 from outshine.outputs import Counts, check_apart, format_of, open_output, table_row
-from outshine.predicting import Predictor, Texts, row_texts, text_columns
+from outshine.predicting import Predictor
 from outshine.tasks import Task, kind_of
+from outshine.texts import Texts, id_columns, row_id, row_texts, text_columns
 
 
 def predict_file(
@@ -60,7 +61,7 @@ def predict_file(
     format = format_of(output, output_format)
     if source and output:
         check_apart(source, output)
-    with open_input(source, input_format, wanted) as opened:
+    with open_input(source, input_format, wanted, id_columns(chosen)) as opened:
         if opened.columns is not None:
             _check_columns(opened, chosen, strict=strict)
         identity = {
@@ -122,7 +123,7 @@ def _good_rows(
     good = []
     for number, (line, row) in enumerate(chunk, start=counts.rows + 1):
         try:
-            good.append(_read(row, tasks, number, f"({place}:{line})", strict=strict))
+            good.append(_read(row, tasks, number, line, place, strict=strict))
         except UserError as error:
             if not skip_bad_rows:
                 hint = f"{error.hint}, or leave such rows out with `--on-error skip`"
@@ -133,14 +134,17 @@ def _good_rows(
     return good
 
 
-def _read(row: Any, tasks: Sequence[Task], number: int, where: str, *, strict: bool) -> _Row:
+def _read(
+    row: Any, tasks: Sequence[Task], number: int, line: int, place: str, *, strict: bool
+) -> _Row:
     if isinstance(row, UserError):
         raise row
     try:
         texts = row_texts(row, tasks, number, strict=strict)
     except UserError as error:
-        raise UserError(f"{error.message} {where}", error.hint) from None
-    return _Row({"id": row["id"]} if isinstance(row, dict) and "id" in row else {}, texts)
+        raise UserError(f"{error.message} ({place}:{line})", error.hint) from None
+    # nothing else tells what a plain line's answer belongs to where lines are skipped
+    return _Row({"id": line} if isinstance(row, str) else row_id(row, tasks), texts)
 
 
 def table_columns(tasks: Sequence[Task]) -> dict[str, type]:

@@ -103,7 +103,7 @@ def predict(
     )
     total = _rows(counts.rows)
     for name, count in sorted(counts.unanswered.items()):
-        say(f"note: {name} did not answer {count:,} of {total}, which lack its columns")
+        say(f"note: {name} did not answer {count:,} of {total}, which lack its texts")
     if counts.truncated:
         say(
             f"note: {_of(counts.truncated, total)} cut to {predictor.max_length} tokens "

@@ -23,9 +23,10 @@ from outshine.hub import asking_the_hub
 from outshine.model import MultiTaskModel, load_model, token_inputs
 from outshine.model_card import public_name, write_card
 from outshine.onnx_export import check_packages, write_onnx
-from outshine.predicting import Predictor, Texts, load
+from outshine.predicting import Predictor, load
 from outshine.runs import Run, open_run
 from outshine.tasks import Task
+from outshine.texts import Texts
 from outshine.verification import Sample, draw_sample, run_outputs
 
 FORMATS = ("hf", "onnx")
