@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from outshine import predicting
 from outshine.data import encode
 from outshine.errors import UserError
 from outshine.evaluation import table_logits
+from outshine.files import read_json, write_json
 from outshine.kinds import softmax
 from outshine.predicting import Predictor, load
 from outshine.predictions import Predictions
@@ -339,6 +341,65 @@ def test_an_empty_cell_is_as_good_as_none(model: Predictor) -> None:
             f"cannot answer row 1: column 'right' is {empty!r}, expected a text that is not "
             "empty\nhint: mend or remove the row"
         )
+
+
+def rename_a_task(config: dict[str, Any]) -> None:
+    config["tasks"][0]["name"] = "letters"
+
+
+def drop_a_label(config: dict[str, Any]) -> None:
+    config["tasks"][0]["labels"].pop()
+
+
+def move_the_range(config: dict[str, Any]) -> None:
+    config["tasks"][1]["range"] = [1.0, 6.0]
+
+
+HEADS = "tickets (billing, tech, other); urgency (0 to 5); duplicate (different, same)"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            rename_a_task,
+            f"tasks {HEADS.replace('tickets', 'letters')}, expected those of its model, {HEADS} "
+            "(RUN/config.json)",
+        ),
+        (
+            drop_a_label,
+            f"tasks {HEADS.replace(', other', '')}, expected those of its model, {HEADS} "
+            "(RUN/config.json)",
+        ),
+        (
+            move_the_range,
+            f"tasks {HEADS.replace('0 to 5', '1 to 6')}, expected those of its model, {HEADS} "
+            "(RUN/config.json)",
+        ),
+        (
+            lambda config: config["settings"].pop("max_length"),
+            "max_length None, expected a number (RUN/config.json: settings)",
+        ),
+        (
+            lambda config: config.update(settings="lr=1e-4"),
+            "max_length None, expected a number (RUN/config.json: settings)",
+        ),
+    ],
+    ids=["a renamed task", "a label fewer", "another range", "no max_length", "no settings"],
+)
+def test_a_run_whose_config_is_damaged_is_refused(
+    change: Callable[[dict[str, Any]], Any], message: str, student: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(student, tmp_path / "run"))
+    config = read_json(run / "config.json")
+    change(config)
+    write_json(run / "config.json", config)
+    with pytest.raises(UserError) as caught:
+        load(run, device="cpu")
+    assert str(caught.value) == (
+        f"cannot load the run {run}: {message.replace('RUN', str(run))}\n"
+        "hint: the file was changed: train the run again"
+    )
 
 
 def test_a_long_cell_is_not_shown_whole(model: Predictor) -> None:

@@ -255,9 +255,8 @@ def load(
     """
     run = open_run(run)
     forward, tokenizer = load_forward(run, device, precision)
-    max_length = int(run.config()["settings"]["max_length"])
     temperatures = _temperatures(run) if calibrated else {}
-    return Predictor(forward, tokenizer, run.tasks(), max_length, temperatures)
+    return Predictor(forward, tokenizer, run.tasks(), run.max_length(), temperatures)
 
 
 def _temperatures(run: Run) -> dict[str, float]:

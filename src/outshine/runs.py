@@ -61,6 +61,22 @@ class Run:
         """Content of `config.json`: `settings`, `tasks`, `teachers`."""
         return read_json(self.path / "config.json", "settings", "tasks")
 
+    def max_length(self) -> int:
+        """Tokens of a row in training; longer texts are cut.
+
+        Raises:
+            UserError: If `config.json` is damaged.
+        """
+        settings = self.config()["settings"]
+        found = settings.get("max_length") if isinstance(settings, dict) else None
+        if not isinstance(found, int):
+            raise UserError(
+                f"cannot load the run {self.path}: max_length {found!r}, expected a number "
+                f"({self.path / 'config.json'}: settings)",
+                "the file was changed: train the run again",
+            )
+        return found
+
     def metrics(self) -> dict[str, dict[str, dict[str, float]]]:
         """Content of `metrics.json`: task -> split -> metric -> fraction."""
         return read_json(self.path / "metrics.json")
