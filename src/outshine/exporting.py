@@ -286,6 +286,8 @@ def check_repository(folder: str | Path, repository: str) -> None:
 def push_to_hub(folder: str | Path, repository: str) -> str:
     """Uploads an export to the hub as one commit; the repository is made when it is missing.
 
+    What else the repository held, such as a task of an earlier export, is gone after that commit.
+
     Args:
         folder: What `export` wrote.
         repository: Its id, such as `org/name`.
@@ -305,6 +307,9 @@ def push_to_hub(folder: str | Path, repository: str) -> str:
         api = HfApi()
         repository = api.create_repo(repository, exist_ok=True).repo_id
         api.upload_folder(
-            repo_id=repository, folder_path=folder, commit_message="Upload an export of Outshine"
+            repo_id=repository,
+            folder_path=folder,
+            delete_patterns="*",
+            commit_message="Upload an export of Outshine",
         )
         return f"{api.endpoint}/{repository}"
