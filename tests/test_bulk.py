@@ -591,6 +591,26 @@ def begun(model: Predictor, rows: Path, output: Path, monkeypatch: pytest.Monkey
     killed(lambda: predict_file(model, rows, output), monkeypatch, Predictor, "answer", 5)
 
 
+@pytest.mark.parametrize("name", ["out.jsonl", "out.csv", "out.parquet"])
+def test_a_dry_run_tells_what_is_done_makes_the_same_refusals_and_writes_nothing(
+    name: str, model: Predictor, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "o" / name
+    assert predict_file(model, rows, output, dry_run=True).rows == 0
+    assert not output.parent.exists()
+    killed(lambda: predict_file(model, rows, output), monkeypatch, Predictor, "answer", 5)
+    place = output if name == "out.parquet" else output.parent
+    before = whole(place)
+    monkeypatch.setattr(Predictor, "answer", None)
+    assert predict_file(model, rows, output, dry_run=True).rows == 16
+    told = refusal(model, rows, output, dry_run=True, run_id="x")
+    assert told.startswith("cannot go on with ") and 'run "", expected "x"' in told
+    assert whole(place) == before
+    rows.write_text("{oops\n", encoding="utf-8")
+    told = refusal(model, rows, tmp_path / name, dry_run=True)
+    assert told.startswith(f"cannot read {rows}: Expecting property name") and SKIP in told
+
+
 @pytest.mark.parametrize("name", ["out.jsonl", "out.parquet"])
 def test_what_another_command_has_begun_is_not_continued(
     name: str, model: Predictor, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

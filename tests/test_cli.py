@@ -392,6 +392,19 @@ def test_predict_refuses_a_bad_line_with_its_place(
     assert f"({source}:2)\nhint: " in stderr
 
 
+def test_a_dry_run_of_predict_says_where_the_answers_would_go(
+    tmp_path: Path, student: Path
+) -> None:
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text('{"text": "my login"}\n', encoding="utf-8")
+    given = ("predict", student, "--input", source, "--dry-run")
+    result = outshine(*given, "--output", output)
+    assert (result.stdout, result.stderr) == ("", f"The answers would go to {output}\n")
+    assert outshine(*given).stderr == "The answers would go to standard output\n"
+    assert [*tmp_path.iterdir()] == [source]
+    outshine(*given, "--task", "duplicate", code=2)
+
+
 def test_predict_refuses_missing_files_and_folders(tmp_path: Path, student: Path) -> None:
     missing = outshine("predict", student, "--input", tmp_path / "no.jsonl", code=2).stderr
     assert missing.startswith(f"cannot read {tmp_path / 'no.jsonl'}: no such file, expected")

@@ -12,11 +12,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from outshine import outputs, predicting
-from outshine.console import progress
+from outshine.console import progress, say
 from outshine.devices import trim_memory
 from outshine.errors import MAX_PROBLEMS_SHOWN, UserError
 from outshine.inputs import Input, NumberedRow, fingerprint, open_input
-from outshine.outputs import Counts, check_apart, format_of, open_output, table_row
+from outshine.outputs import (
+    Counts,
+    check_apart,
+    check_output,
+    format_of,
+    open_output,
+    table_row,
+)
 from outshine.predicting import Predictor
 from outshine.tasks import Task, kind_of
 from outshine.texts import Texts, id_columns, row_id, row_texts, text_columns
@@ -32,6 +39,7 @@ def predict_file(
     output_format: str | None = None,
     skip_bad_rows: bool = False,
     run_id: str = "",
+    dry_run: bool = False,
 ) -> Counts:
     """Answers every row of a file, and writes the answers in the same order.
 
@@ -47,9 +55,10 @@ def predict_file(
         output_format: One of `outputs.FORMATS`; default: by ending, else jsonl.
         skip_bad_rows: Whether rows that cannot be answered are counted instead of refused.
         run_id: Of the run that the model is from, for telling whether to continue.
+        dry_run: Whether to check the input, its first rows and the output, and to write nothing.
 
     Returns:
-        What became of the rows.
+        What became of the rows; with `dry_run`, of those that an earlier call has answered.
 
     Raises:
         UserError: For a bad row with its line, for a table that lacks the columns, and for an
@@ -75,9 +84,15 @@ def predict_file(
             "temperatures": dict(predictor.temperatures),
             "rows": [predicting.ROWS_PER_CHUNK, outputs.ROWS_PER_PART],
         }
+        if dry_run:
+            first = list(islice(opened.rows, predicting.ROWS_PER_CHUNK))
+            _good_rows(first, opened.place, chosen, strict, skip_bad_rows, Counts())
+            return check_output(output, format, identity)
         with open_output(output, format, table_columns(chosen), identity) as sink:
             counts = sink.counts
             num_before = counts.rows
+            if num_before:
+                say(f"going on with {output} behind row {num_before:,}")
             deque(islice(opened.rows, num_before), maxlen=0)  # answered by an earlier call
             start, position = time.monotonic(), opened.position()
             with progress("predicting", opened.size, position) as bar:
