@@ -639,6 +639,19 @@ def test_what_another_command_has_begun_is_not_continued(
     assert (whole(tmp_path / "o") if name == "out.jsonl" else whole(output)) == before
 
 
+def test_going_on_removes_half_files_of_its_own_alone(
+    model: Predictor, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out.parquet"
+    begun(model, rows, output, monkeypatch)
+    (output / ".part-00002.parquet.ab12cd_9").touch()
+    (output / ".notes").touch()
+    (output / ".folder").mkdir()
+    predict_file(model, rows, output)
+    left = sorted(path.name for path in output.glob(".*"))
+    assert left == [".folder", ".notes"]
+
+
 def test_a_part_that_lost_its_end_is_not_continued(
     model: Predictor, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
