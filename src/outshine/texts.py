@@ -34,7 +34,7 @@ def row_texts(row: Any, tasks: Sequence[Task], number: int, *, strict: bool) -> 
         cells: Mapping[str, Any] = {"text": row}
     elif isinstance(row, Mapping):
         cells = row
-    elif isinstance(row, Sequence | np.ndarray) and getattr(row, "ndim", 1) and len(row) == 2:
+    elif isinstance(row, Sequence | np.ndarray) and np.ndim(row) > 0 and len(row) == 2:
         cells = {"text_a": row[0], "text_b": row[1]}
     else:
         raise UserError(
