@@ -116,6 +116,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._json({"errors": [], "warnings": []})
         repository = self.hub.folder.joinpath("models", *parts[:2])
         for line in map(json.loads, body.splitlines()):
+            if line["key"] == "deletedFile":
+                (repository / line["value"]["path"]).unlink()
             if line["key"] == "file":
                 path = repository / line["value"]["path"]
                 path.parent.mkdir(parents=True, exist_ok=True)

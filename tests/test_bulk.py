@@ -92,17 +92,56 @@ def test_every_format_gives_the_same_answers_in_order_with_ids(
     assert sorted(tmp_path.iterdir()) == [source, output]
 
 
+@pytest.mark.parametrize("ending", [".csv", ".tsv", ".parquet", ".jsonl"])
+def test_endings_in_capitals_mean_the_same(
+    ending: str, model: Predictor, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    source = write_rows(tmp_path / f"in{ending}", {"body": ["refund", "thanks"]})
+    source = source.rename(source.with_suffix(ending.upper()))
+    predict_file(model, source, tmp_path / "out.jsonl")
+    assert answers(tmp_path / "out.jsonl") == model.predict(["refund", "thanks"])
+    predict_file(model, source, tmp_path / "OUT.CSV")
+    assert (tmp_path / "OUT.CSV").read_text(encoding="utf-8").startswith("id,tickets.label,")
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", ["o.tsv", "o.json", "o.TXT"])
+def test_an_output_with_the_ending_of_no_format_is_refused(
+    name: str, model: Predictor, rows: Path, tmp_path: Path
+) -> None:
+    ending = Path(name).suffix.lower()
+    assert refusal(model, rows, tmp_path / name) == (
+        f"cannot write {tmp_path / name}: ending {ending!r}, expected .jsonl, .csv or .parquet\n"
+        "hint: rename it, or name its format with --output-format"
+    )
+    predict_file(model, rows, tmp_path / name, output_format="csv")
+    assert (tmp_path / name).read_text(encoding="utf-8").startswith("id,tickets.label,")
+
+
 def test_plain_lines_are_read_as_they_are_and_may_begin_with_a_brace(
     model: Predictor, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     source, output = tmp_path / "in.txt", tmp_path / "out.jsonl"
     source.write_bytes(b"\xef\xbb\xbf{refund\r\n my login \n")
     predict_file(model, source, output, input_format="lines", tasks=["tickets"])
-    assert answers(output) == model.predict(["{refund", " my login "], ["tickets"])
+    rows = [{"id": 1, "text": "{refund"}, {"id": 2, "text": " my login "}]
+    assert answers(output) == model.predict(rows, ["tickets"])
     assert capsys.readouterr().err == ""
     source.write_bytes(b"my login\n")
     predict_file(model, source, output, tasks=["tickets"])
     assert f"note: reading {source} as one text per line" in capsys.readouterr().err
+
+
+def test_the_id_of_a_plain_line_is_its_number_so_that_skipped_ones_do_no_harm(
+    model: Predictor, tmp_path: Path
+) -> None:
+    source = tmp_path / "in.txt"
+    source.write_text("refund\n\nthanks\n", encoding="utf-8")
+    for name in ("out.jsonl", "out.csv"):
+        predict_file(model, source, tmp_path / name, skip_bad_rows=True)
+    assert [x["id"] for x in answers(tmp_path / "out.jsonl")] == [1, 3]
+    lines = (tmp_path / "out.csv").read_text(encoding="utf-8").splitlines()
+    assert [line.partition(",")[0] for line in lines] == ["id", "1", "3"]
 
 
 def test_a_quoted_cell_may_hold_separators_and_line_breaks(
@@ -165,6 +204,47 @@ def test_a_cut_text_is_flagged_and_counted(model: Predictor, tmp_path: Path) -> 
     assert [x.get("truncated") for x in answers(tmp_path / "out.jsonl")] == [None, True]
     text = (tmp_path / "out.csv").read_text(encoding="utf-8")
     assert [line.rpartition(",")[2] for line in text.splitlines()] == ["truncated", "false", "true"]
+
+
+@pytest.mark.parametrize("ending", [".csv", ".parquet", ".jsonl"])
+def test_a_task_predicts_on_its_own_file_with_the_ids_of_it(
+    ending: str, model: Predictor, tmp_path: Path
+) -> None:
+    named = replace(
+        model, tasks=tuple(t.model_copy(update={"id": "ticket_id"}) for t in model.tasks)
+    )
+    columns = {"team": ["tech", "other"], "ticket_id": ["t7", "t8"], "body": ["refund", "thanks"]}
+    source = write_rows(tmp_path / f"in{ending}", columns)
+    predict_file(named, source, tmp_path / "out.jsonl")
+    assert [x["id"] for x in answers(tmp_path / "out.jsonl")] == ["t7", "t8"]
+
+
+@pytest.mark.parametrize("name", ["in.csv", "in.jsonl"])
+def test_a_row_of_a_table_is_answered_by_the_tasks_whose_cells_are_filled(
+    name: str, model: Predictor, tmp_path: Path
+) -> None:
+    source, output = tmp_path / name, tmp_path / "out.jsonl"
+    empty = "" if name == "in.csv" else None
+    columns = {
+        "id": ["1", "2", "3"],
+        "body": ["the app crashes", empty, "thanks"],
+        "left": [empty, "a", "a"],
+        "right": ["b", "b", "b"],
+    }
+    counts = predict_file(model, write_rows(source, columns), output)
+    assert [list(line) for line in answers(output)] == [
+        ["id", "tickets", "urgency"],
+        ["id", "duplicate"],
+        ["id", "tickets", "urgency", "duplicate"],
+    ]
+    assert (counts.skipped, dict(counts.unanswered)) == (
+        0,
+        {"duplicate": 1, "tickets": 1, "urgency": 1},
+    )
+    assert refusal(model, source, output, tasks=["duplicate"]) == (
+        f"cannot answer row 1: column 'left' is {empty!r}, {TEXT_ERROR} "
+        f"({source}:{2 if empty == '' else 1})\nhint: mend or remove the row{SKIP}"
+    )
 
 
 def test_parquet_ids_that_json_does_not_know_become_text(model: Predictor, tmp_path: Path) -> None:
@@ -511,6 +591,26 @@ def begun(model: Predictor, rows: Path, output: Path, monkeypatch: pytest.Monkey
     killed(lambda: predict_file(model, rows, output), monkeypatch, Predictor, "answer", 5)
 
 
+@pytest.mark.parametrize("name", ["out.jsonl", "out.csv", "out.parquet"])
+def test_a_dry_run_tells_what_is_done_makes_the_same_refusals_and_writes_nothing(
+    name: str, model: Predictor, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "o" / name
+    assert predict_file(model, rows, output, dry_run=True).rows == 0
+    assert not output.parent.exists()
+    killed(lambda: predict_file(model, rows, output), monkeypatch, Predictor, "answer", 5)
+    place = output if name == "out.parquet" else output.parent
+    before = whole(place)
+    monkeypatch.setattr(Predictor, "answer", None)
+    assert predict_file(model, rows, output, dry_run=True).rows == 16
+    told = refusal(model, rows, output, dry_run=True, run_id="x")
+    assert told.startswith("cannot go on with ") and 'run "", expected "x"' in told
+    assert whole(place) == before
+    rows.write_text("{oops\n", encoding="utf-8")
+    told = refusal(model, rows, tmp_path / name, dry_run=True)
+    assert told.startswith(f"cannot read {rows}: Expecting property name") and SKIP in told
+
+
 @pytest.mark.parametrize("name", ["out.jsonl", "out.parquet"])
 def test_what_another_command_has_begun_is_not_continued(
     name: str, model: Predictor, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -537,6 +637,19 @@ def test_what_another_command_has_begun_is_not_continued(
         file.write('{"body": "one more"}\n')
     assert refusal(model, rows, output).startswith(f"cannot go on with {state}: input {{")
     assert (whole(tmp_path / "o") if name == "out.jsonl" else whole(output)) == before
+
+
+def test_going_on_removes_half_files_of_its_own_alone(
+    model: Predictor, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out.parquet"
+    begun(model, rows, output, monkeypatch)
+    (output / ".part-00002.parquet.ab12cd_9").touch()
+    (output / ".notes").touch()
+    (output / ".folder").mkdir()
+    predict_file(model, rows, output)
+    left = sorted(path.name for path in output.glob(".*"))
+    assert left == [".folder", ".notes"]
 
 
 def test_a_part_that_lost_its_end_is_not_continued(

@@ -341,9 +341,9 @@ def test_predict_answers_with_all_heads_and_hands_ids_through(student: Path, row
     assert (second["id"], second.keys()) == (7, {"id", "duplicate"})
     assert third.keys() == {"tickets", "urgency", "duplicate"}
     assert result.stderr.splitlines() == [
-        "note: duplicate did not answer 1 of 3 rows, which lack its columns",
-        "note: tickets did not answer 1 of 3 rows, which lack its columns",
-        "note: urgency did not answer 1 of 3 rows, which lack its columns",
+        "note: duplicate did not answer 1 of 3 rows, which lack its texts",
+        "note: tickets did not answer 1 of 3 rows, which lack its texts",
+        "note: urgency did not answer 1 of 3 rows, which lack its texts",
     ]
 
 
@@ -351,7 +351,7 @@ def test_predict_reads_stdin_and_plain_lines_and_says_so(student: Path) -> None:
     plain = outshine("predict", student, "--task", "tickets", stdin="my login\nthe refund\n")
     objects = outshine(
         *("predict", student, "--task", "tickets"),
-        stdin='{"text": "my login"}\n{"body": "the refund"}\n',
+        stdin='{"id": 1, "text": "my login"}\n{"id": 2, "body": "the refund"}\n',
     )
     assert plain.stdout == objects.stdout
     assert len(answers_of(plain)) == 2
@@ -390,6 +390,19 @@ def test_predict_refuses_a_bad_line_with_its_place(
     assert stderr.startswith(f"cannot read {source}: ")
     assert message in stderr
     assert f"({source}:2)\nhint: " in stderr
+
+
+def test_a_dry_run_of_predict_says_where_the_answers_would_go(
+    tmp_path: Path, student: Path
+) -> None:
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text('{"text": "my login"}\n', encoding="utf-8")
+    given = ("predict", student, "--input", source, "--dry-run")
+    result = outshine(*given, "--output", output)
+    assert (result.stdout, result.stderr) == ("", f"The answers would go to {output}\n")
+    assert outshine(*given).stderr == "The answers would go to standard output\n"
+    assert [*tmp_path.iterdir()] == [source]
+    outshine(*given, "--task", "duplicate", code=2)
 
 
 def test_predict_refuses_missing_files_and_folders(tmp_path: Path, student: Path) -> None:

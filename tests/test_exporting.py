@@ -191,6 +191,28 @@ def test_a_dry_run_checks_and_writes_nothing(
     student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(exporting, "push_to_hub", None)
+
+
+@pytest.mark.parametrize("name", [".", "..", "mount"])
+def test_a_folder_that_cannot_be_replaced_is_refused_before_any_work(
+    name: str, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "export.json").touch()
+    (tmp_path / "here" / "export.json").touch()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr(Path, "is_mount", lambda self: self.name == "mount")
+    monkeypatch.setattr(exporting, "load", None)
+    with pytest.raises(UserError) as caught:
+        exporting.export(student, name, force=True)
+    assert str(caught.value) == (
+        f"cannot export to {name}: the current folder, one above it or a mount point, expected a "
+        "folder that can be replaced\nhint: name a folder in it"
+    )
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [
+        "export.json", "export.json", "here"
+    ]  # fmt: skip
+
     before = everything(student)
     given = ("--format", "hf", "--out", tmp_path / "out", "--dry-run", "--push", "org/desk")
     result = command("export", student, *given, "--json")

@@ -20,6 +20,7 @@ from outshine.files import (
     map_arrays,
     pack_strings,
     read_json,
+    replacing_folder,
     unpack_strings,
     write_arrays,
     write_json,
@@ -32,6 +33,42 @@ ARRAYS = {
     "number": np.array(2.5),
     "flags": np.array([1, 0], np.uint8),
 }
+
+
+def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy(*_: object) -> None:
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+    place = tmp_path / "place"
+    for exists in (False, True):
+        if exists:
+            place.mkdir()
+            (place / "old").touch()
+        with monkeypatch.context() as patch, pytest.raises(WorldError) as e:
+            patch.setattr(Path, "rename", busy)
+            with replacing_folder(place) as made:
+                (made / "new").touch()
+        assert e.value.message == f"cannot write {place}: Device or resource busy"
+        found = sorted(path.name for path in tmp_path.rglob("*"))
+        assert found == (["old", "place"] if exists else [])
+
+
+def test_a_folder_is_made_beside_its_place_however_that_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "place"
+    (place / "old").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(place)
+    for number, name in enumerate((".", "../place", "old/..", str(tmp_path / "link"))):
+        monkeypatch.chdir(place)
+        (place / "old").mkdir(exist_ok=True)
+        with replacing_folder(Path(name)) as made:
+            assert made.parent == tmp_path
+            (made / str(number)).touch()
+        assert [path.name for path in place.iterdir()] == [str(number)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "place"]
 
 
 def test_arrays_come_back_memory_mapped_with_their_metadata(tmp_path: Path) -> None:

@@ -441,6 +441,69 @@ def test_an_export_is_pushed_as_one_commit_and_loads_from_the_hub(
     assert encoders.locate("org/desk")
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_a_whole_student_is_pushed_and_used_by_its_name(
+    server: hub.Hub, client: Callable, student: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    from transformers import AutoModelForSequenceClassification
+
+    client(server.url)
+    monkeypatch.chdir(tmp_path)
+    outshine.export(student, tmp_path / "all")
+    push_to_hub(tmp_path / "all", "org/desk")
+    pushed = server.folder / "models/org/desk"
+    assert contents(pushed) == contents(tmp_path / "all")
+    rows = ["refund my invoice", ("the login", "a crash")]
+    assert outshine.load("org/desk").predict(rows) == outshine.load(student).predict(rows)
+    asked = " ".join(server.requests)
+    assert "/resolve/" in asked and "/tickets/model.safetensors" not in asked
+    name, labels = "org/desk", ["billing", "tech", "other"]
+    loaded = AutoModelForSequenceClassification.from_pretrained(name, subfolder="tickets")
+    assert [loaded.config.id2label[i] for i in range(3)] == labels
+
+
+def test_what_an_earlier_push_left_is_gone_after_the_commit_of_the_next(
+    server: hub.Hub, client: Callable, exported: Path
+) -> None:
+    client(server.url)
+    pushed = server.folder / "models/org/desk"
+    (pushed / "dropped").mkdir(parents=True)
+    (pushed / "dropped" / "model.safetensors").write_bytes(b"old")
+    (pushed / "README.md").write_bytes(b"old")
+    push_to_hub(exported, "org/desk")
+    assert contents(pushed) == contents(exported)
+    assert sum("/commit/" in request for request in server.requests) == 1
+
+
+def test_a_run_that_is_neither_here_nor_on_the_hub_is_refused(
+    server: hub.Hub, client: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client(server.url)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        outshine.load("org/desk")
+    assert str(caught.value) == (
+        "cannot open the run org/desk: no such folder, and no such repository on the hub\n"
+        "hint: check the spelling; private and gated repositories need `hf auth login`"
+    )
+    (tmp_path / "runs").mkdir()
+    server.requests.clear()
+    for name in ("runs/desk", "desk", "no/such/run", str(tmp_path / "desk")):
+        with pytest.raises(UserError) as caught:
+            outshine.load(name)
+        wanted = f"cannot open the run {name}: no such folder\nhint: check the path"
+        assert str(caught.value) == wanted
+    assert server.requests == []
+
+
 def test_what_is_no_export_is_not_pushed(server: hub.Hub, client: Callable, student: Path) -> None:
     client(server.url)
     with pytest.raises(UserError, match=r"^cannot read .*export\.json: no such file"):

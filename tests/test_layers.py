@@ -25,7 +25,7 @@ LAYERS = (
     "analysis chains files hub margin report_tables",
     "encoders report_figures tasks",
     "cells config glue_tasks predictions report_html runs",
-    "inputs outputs readers report",
+    "inputs outputs readers report texts",
     "data degenerate study_source",
     "results study_file",
     "graph",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,12 +18,14 @@ from outshine import predicting
 from outshine.data import encode
 from outshine.errors import UserError
 from outshine.evaluation import table_logits
+from outshine.files import read_json, write_json
 from outshine.kinds import softmax
-from outshine.predicting import Predictor, load, row_texts
+from outshine.predicting import Predictor, load
 from outshine.predictions import Predictions
 from outshine.readers import read_rows
 from outshine.runs import Run
 from outshine.tasks import Task
+from outshine.texts import row_texts
 
 ROW = {"body": "refund my invoice", "left": "a crash", "right": "the login"}
 
@@ -96,6 +99,26 @@ def test_ids_are_handed_through_and_tasks_left_out_are_named(model: Predictor) -
     assert [answer.get("id") for answer, _ in answers] == [7, "x", None]
     left_out = [sorted(names) for _, names in answers]
     assert left_out == [["duplicate"], ["tickets", "urgency"], ["duplicate"]]
+
+
+def test_the_id_is_else_that_of_the_first_task_whose_own_files_name_its_column(
+    model: Predictor,
+) -> None:
+    tickets, urgency, duplicate = model.tasks
+    named = replace(
+        model,
+        tasks=(
+            tickets,
+            urgency.model_copy(update={"id": "number"}),
+            duplicate.model_copy(update={"id": "case"}),
+        ),
+    )
+    texts = {"text": "refund", "text_a": "a", "text_b": "b"}
+    rows = [{"number": 7, "case": 8}, {"case": 8}, {"id": None, "number": 7}, {"other": 1}]
+    found = named.predict([row | texts for row in rows])
+    assert [answer.get("id", "none") for answer in found] == [7, 8, None, "none"]
+    chosen = named.predict([row | texts for row in rows], tasks=["duplicate"])
+    assert [answer.get("id", "none") for answer in chosen] == [8, 8, None, "none"]
 
 
 def test_the_order_of_pairs_matters(model: Predictor) -> None:
@@ -213,6 +236,47 @@ class Frame:
             'hint: give its rows: frame.to_dict("records"), or one column as a list',
         ),
         (
+            lambda model: model.predict(None),
+            "cannot predict: one NoneType, expected a list of rows\n"
+            "hint: put it into a list: model.predict([...])",
+        ),
+        (
+            lambda model: model.predict(np.array("refund")),
+            "cannot predict: one ndarray, expected a list of rows\n"
+            "hint: put it into a list: model.predict([...])",
+        ),
+        (
+            lambda model: model.predict([np.array("refund")]),
+            "cannot answer row 1: ndarray, expected a text, a pair of texts or an object\n"
+            'hint: for example {"text": "..."}',
+        ),
+        (
+            lambda model: model.predict([{1: "refund", None: "x"}]),
+            "cannot answer row 1: columns 1, None, expected those of a task (tickets: body; "
+            "urgency: body; duplicate: left + right), or text, or text_a and text_b\n"
+            "hint: rename the columns",
+        ),
+        (
+            lambda model: model.predict(["half \ud83d"]),
+            "cannot answer row 1: column 'text' is 'half \\ud83d', expected Unicode, which half a "
+            "surrogate pair is not\nhint: mend or remove the row",
+        ),
+        (
+            lambda model: model.predict(["refund"], tasks=[]),
+            "no task named, expected some of tickets, urgency, duplicate\n"
+            "hint: leave `tasks` out for all of them",
+        ),
+        (
+            lambda model: model.predict_proba(["refund"]),
+            "cannot give probabilities: no task named, expected one of tickets, duplicate\n"
+            "hint: name it: model.predict_proba(rows, task)",
+        ),
+        (
+            lambda model: replace(model, tasks=model.tasks[1:2]).predict_proba(["refund"]),
+            "cannot give probabilities: no task named, expected a task with classes\n"
+            "hint: name it: model.predict_proba(rows, task)",
+        ),
+        (
             lambda model: model.predict_proba(["refund"], "urgency"),
             "cannot give probabilities of task 'urgency': it has no classes, expected one of "
             "tickets, duplicate\nhint: `predict` gives its values",
@@ -228,7 +292,22 @@ class Frame:
             'hint: for example {"text": "..."}',
         ),
     ],
-    ids=["a text", "a row", "a frame", "no classes", "unknown task", "numbers"],
+    ids=[
+        "a text",
+        "a row",
+        "a frame",
+        "None",
+        "an array of one",
+        "an array in a list",
+        "names that are no texts",
+        "half a surrogate pair",
+        "no task",
+        "several tasks with classes",
+        "no task with classes",
+        "no classes",
+        "unknown task",
+        "numbers",
+    ],
 )
 def test_what_is_no_list_of_rows_or_no_task_with_classes_is_refused(
     call: Callable[[Predictor], Any], message: str, model: Predictor
@@ -236,6 +315,91 @@ def test_what_is_no_list_of_rows_or_no_task_with_classes_is_refused(
     with pytest.raises(UserError) as caught:
         call(model)
     assert str(caught.value) == message
+
+
+def test_one_task_may_be_named_without_a_list_and_the_only_one_with_classes_not_at_all(
+    model: Predictor,
+) -> None:
+    texts = ["refund my invoice", "thanks"]
+    assert model.predict(texts, tasks="tickets") == model.predict(texts, tasks=["tickets"])
+    one = replace(model, tasks=model.tasks[:2])
+    np.testing.assert_array_equal(one.predict_proba(texts), model.predict_proba(texts, "tickets"))
+
+
+def test_an_empty_cell_is_as_good_as_none(model: Predictor) -> None:
+    pair = {"left": "a crash", "right": "the login"}
+    for empty in ("", "  ", None, float("nan")):
+        rows = [ROW | {"right": empty}, pair | {"body": empty}, {"body": empty, "text": "thanks"}]
+        found = model.predict(rows)
+        assert [list(answer) for answer in found] == [
+            ["tickets", "urgency"], ["duplicate"], ["tickets", "urgency"]
+        ]  # fmt: skip
+        assert found == model.predict([{"body": ROW["body"]}, pair, "thanks"])
+        with pytest.raises(UserError) as caught:
+            model.predict([ROW | {"right": empty}], tasks=["tickets", "duplicate"])
+        assert str(caught.value) == (
+            f"cannot answer row 1: column 'right' is {empty!r}, expected a text that is not "
+            "empty\nhint: mend or remove the row"
+        )
+
+
+def rename_a_task(config: dict[str, Any]) -> None:
+    config["tasks"][0]["name"] = "letters"
+
+
+def drop_a_label(config: dict[str, Any]) -> None:
+    config["tasks"][0]["labels"].pop()
+
+
+def move_the_range(config: dict[str, Any]) -> None:
+    config["tasks"][1]["range"] = [1.0, 6.0]
+
+
+HEADS = "tickets (billing, tech, other); urgency (0 to 5); duplicate (different, same)"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            rename_a_task,
+            f"tasks {HEADS.replace('tickets', 'letters')}, expected those of its model, {HEADS} "
+            "(RUN/config.json)",
+        ),
+        (
+            drop_a_label,
+            f"tasks {HEADS.replace(', other', '')}, expected those of its model, {HEADS} "
+            "(RUN/config.json)",
+        ),
+        (
+            move_the_range,
+            f"tasks {HEADS.replace('0 to 5', '1 to 6')}, expected those of its model, {HEADS} "
+            "(RUN/config.json)",
+        ),
+        (
+            lambda config: config["settings"].pop("max_length"),
+            "max_length None, expected a number (RUN/config.json: settings)",
+        ),
+        (
+            lambda config: config.update(settings="lr=1e-4"),
+            "max_length None, expected a number (RUN/config.json: settings)",
+        ),
+    ],
+    ids=["a renamed task", "a label fewer", "another range", "no max_length", "no settings"],
+)
+def test_a_run_whose_config_is_damaged_is_refused(
+    change: Callable[[dict[str, Any]], Any], message: str, student: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(student, tmp_path / "run"))
+    config = read_json(run / "config.json")
+    change(config)
+    write_json(run / "config.json", config)
+    with pytest.raises(UserError) as caught:
+        load(run, device="cpu")
+    assert str(caught.value) == (
+        f"cannot load the run {run}: {message.replace('RUN', str(run))}\n"
+        "hint: the file was changed: train the run again"
+    )
 
 
 def test_a_long_cell_is_not_shown_whole(model: Predictor) -> None:

@@ -69,6 +69,15 @@ def test_the_same_rows_come_from_every_format(
     assert (tally.unlabelled, tally.skipped) == (1, 0)
 
 
+@pytest.mark.parametrize(("ending", "separator"), [(".CSV", ","), (".Tsv", "\t")])
+def test_the_ending_of_a_file_may_have_capitals(
+    ending: str, separator: str, tmp_path: Path
+) -> None:
+    path = tmp_path / f"t{ending}"
+    path.write_text(f"body{separator}team\na{separator}tech\n")
+    assert [row.texts for row in read_rows(make(path), "train")] == [("a",)]
+
+
 def test_without_an_id_column_the_id_is_the_number_of_the_row(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text("body,team\na,tech\nb,\nc,billing\n")

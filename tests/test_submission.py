@@ -381,12 +381,13 @@ def test_a_zip_that_exists_is_replaced_with_force_alone(
 def test_a_task_of_the_users_own_with_a_name_of_glue_is_refused(
     refusal: Callable[..., str], run: Path
 ) -> None:
-    config = read_json(run / "config.json")
-    for task in config["tasks"]:
-        if task["name"] == "mrpc":
-            task["labels"] = ["no", "yes"]
-            task["label_values"] = {}
-    write_json(run / "config.json", config)
+    for path in (run / "config.json", run / "model" / "tasks.json"):
+        content = read_json(path)
+        for task in content["tasks"]:
+            if task["name"] == "mrpc":
+                task["labels"] = ["no", "yes"]
+                task["label_values"] = {}
+        write_json(path, content)
     assert refusal("--fill", "majority") == (
         "cannot answer GLUE's mrpc with the run's task of that name: labels no, yes, "
         "expected not_equivalent, equivalent\n"

@@ -12,13 +12,21 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from outshine import outputs, predicting
-from outshine.console import progress
+from outshine.console import progress, say
 from outshine.devices import trim_memory
 from outshine.errors import MAX_PROBLEMS_SHOWN, UserError
 from outshine.inputs import Input, NumberedRow, fingerprint, open_input
-from outshine.outputs import Counts, check_apart, format_of, open_output, table_row
-from outshine.predicting import Predictor, Texts, row_texts, text_columns
+from outshine.outputs import (
+    Counts,
+    check_apart,
+    check_output,
+    format_of,
+    open_output,
+    table_row,
+)
+from outshine.predicting import Predictor
 from outshine.tasks import Task, kind_of
+from outshine.texts import Texts, id_columns, row_id, row_texts, text_columns
 
 
 def predict_file(
@@ -31,6 +39,7 @@ def predict_file(
     output_format: str | None = None,
     skip_bad_rows: bool = False,
     run_id: str = "",
+    dry_run: bool = False,
 ) -> Counts:
     """Answers every row of a file, and writes the answers in the same order.
 
@@ -46,9 +55,10 @@ def predict_file(
         output_format: One of `outputs.FORMATS`; default: by ending, else jsonl.
         skip_bad_rows: Whether rows that cannot be answered are counted instead of refused.
         run_id: Of the run that the model is from, for telling whether to continue.
+        dry_run: Whether to check the input, its first rows and the output, and to write nothing.
 
     Returns:
-        What became of the rows.
+        What became of the rows; with `dry_run`, of those that an earlier call has answered.
 
     Raises:
         UserError: For a bad row with its line, for a table that lacks the columns, and for an
@@ -60,7 +70,7 @@ def predict_file(
     format = format_of(output, output_format)
     if source and output:
         check_apart(source, output)
-    with open_input(source, input_format, wanted) as opened:
+    with open_input(source, input_format, wanted, id_columns(chosen)) as opened:
         if opened.columns is not None:
             _check_columns(opened, chosen, strict=strict)
         identity = {
@@ -74,9 +84,15 @@ def predict_file(
             "temperatures": dict(predictor.temperatures),
             "rows": [predicting.ROWS_PER_CHUNK, outputs.ROWS_PER_PART],
         }
+        if dry_run:
+            first = list(islice(opened.rows, predicting.ROWS_PER_CHUNK))
+            _good_rows(first, opened.place, chosen, strict, skip_bad_rows, Counts())
+            return check_output(output, format, identity)
         with open_output(output, format, table_columns(chosen), identity) as sink:
             counts = sink.counts
             num_before = counts.rows
+            if num_before:
+                say(f"going on with {output} behind row {num_before:,}")
             deque(islice(opened.rows, num_before), maxlen=0)  # answered by an earlier call
             start, position = time.monotonic(), opened.position()
             with progress("predicting", opened.size, position) as bar:
@@ -122,7 +138,7 @@ def _good_rows(
     good = []
     for number, (line, row) in enumerate(chunk, start=counts.rows + 1):
         try:
-            good.append(_read(row, tasks, number, f"({place}:{line})", strict=strict))
+            good.append(_read(row, tasks, number, line, place, strict=strict))
         except UserError as error:
             if not skip_bad_rows:
                 hint = f"{error.hint}, or leave such rows out with `--on-error skip`"
@@ -133,14 +149,17 @@ def _good_rows(
     return good
 
 
-def _read(row: Any, tasks: Sequence[Task], number: int, where: str, *, strict: bool) -> _Row:
+def _read(
+    row: Any, tasks: Sequence[Task], number: int, line: int, place: str, *, strict: bool
+) -> _Row:
     if isinstance(row, UserError):
         raise row
     try:
         texts = row_texts(row, tasks, number, strict=strict)
     except UserError as error:
-        raise UserError(f"{error.message} {where}", error.hint) from None
-    return _Row({"id": row["id"]} if isinstance(row, dict) and "id" in row else {}, texts)
+        raise UserError(f"{error.message} ({place}:{line})", error.hint) from None
+    # nothing else tells what a plain line's answer belongs to where lines are skipped
+    return _Row({"id": line} if isinstance(row, str) else row_id(row, tasks), texts)
 
 
 def table_columns(tasks: Sequence[Task]) -> dict[str, type]:

@@ -118,7 +118,8 @@ def file_cells(path: Path, how: FileFormat, tally: Tally) -> Iterator[Cells]:
         ".jsonl": _json_cells,
         ".parquet": _parquet_cells,
     }
-    if existing_file(path).suffix not in readers:
+    ending = existing_file(path).suffix.lower()
+    if ending not in readers:
         raise UserError(
             f"cannot read {path}: ending {path.suffix!r}, expected one of "
             f"{', '.join(FILE_ENDINGS)}",
@@ -126,7 +127,7 @@ def file_cells(path: Path, how: FileFormat, tally: Tally) -> Iterator[Cells]:
         )
     try:
         with read_errors(path):
-            yield from plain_cells(readers[path.suffix](path, how, tally), str(path), tally)
+            yield from plain_cells(readers[ending](path, how, tally), str(path), tally)
     except UnicodeDecodeError:
         raise UserError(
             f"cannot read {path}: invalid UTF-8, expected UTF-8 ({path}:{_bad_line(path)})",
@@ -175,7 +176,7 @@ def _bad_line(path: Path) -> int:
 
 
 def _separated_cells(path: Path, how: FileFormat, tally: Tally) -> Iterator[Cells]:
-    separator = "\t" if path.suffix == ".tsv" else ","
+    separator = "\t" if path.suffix.lower() == ".tsv" else ","
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(
             file,

@@ -58,7 +58,7 @@ def predict(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Answers: .csv, .parquet (a folder of part files), else JSONL.  [stdout]",
+            help="Answers: .jsonl, .csv or .parquet (a folder of part files).  [stdout]",
         ),
     ] = None,
     input_format: Annotated[
@@ -73,6 +73,10 @@ def predict(
     calibrated: Calibrated = False,
     precision: Format = Precision.fp32,
     device: Device = "auto",
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Check run, first rows and output; answer nothing."),
+    ] = False,
 ) -> None:
     """Answer rows of text with a run.
 
@@ -100,10 +104,15 @@ def predict(
         output_format=output_format,
         skip_bad_rows=on_error is OnError.skip,
         run_id=opened.info()["id"],
+        dry_run=dry_run,
     )
+    if dry_run:
+        behind = f", behind row {counts.rows:,}" if counts.rows else ""
+        say(f"The answers would go to {output or 'standard output'}{behind}")
+        return
     total = _rows(counts.rows)
     for name, count in sorted(counts.unanswered.items()):
-        say(f"note: {name} did not answer {count:,} of {total}, which lack its columns")
+        say(f"note: {name} did not answer {count:,} of {total}, which lack its texts")
     if counts.truncated:
         say(
             f"note: {_of(counts.truncated, total)} cut to {predictor.max_length} tokens "

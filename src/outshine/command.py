@@ -33,7 +33,9 @@ Tasks = Annotated[
     list[str],
     typer.Argument(metavar="TASK...", help="Names (`outshine tasks ls`) or paths to task files."),
 ]
-RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")]
+RunDir = Annotated[
+    Path, typer.Argument(metavar="RUN", help="Folder of a finished run, or its export on the hub.")
+]
 Encoder = Annotated[
     str | None, typer.Option(help="A folder in Hugging Face layout, a hub id, or `builtin`.")
 ]

@@ -171,7 +171,7 @@ def evaluate(
             "`outshine predict` answers rows without labels",
         )
     forward, tokenizer = load_forward(run, device, precision)
-    max_length = run.config()["settings"]["max_length"]
+    max_length = run.max_length()
     results, recorded = {}, {}
     for task in with_split:
         table = encode(task, split, tokenizer, max_length)

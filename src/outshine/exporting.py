@@ -23,9 +23,10 @@ from outshine.hub import asking_the_hub
 from outshine.model import MultiTaskModel, load_model, token_inputs
 from outshine.model_card import public_name, write_card
 from outshine.onnx_export import check_packages, write_onnx
-from outshine.predicting import Predictor, Texts, load
+from outshine.predicting import Predictor, load
 from outshine.runs import Run, open_run
 from outshine.tasks import Task
+from outshine.texts import Texts
 from outshine.verification import Sample, draw_sample, run_outputs
 
 FORMATS = ("hf", "onnx")
@@ -117,9 +118,16 @@ def export(
 
 def _check_target(out: Path, force: bool) -> None:
     """Refuses a folder in use, but an earlier export with `force`."""
+    what = f"cannot export to {out}"
+    place = out.resolve()
+    if Path.cwd().is_relative_to(place) or place.is_mount():
+        raise UserError(
+            f"{what}: the current folder, one above it or a mount point, expected a folder that "
+            "can be replaced",
+            "name a folder in it",
+        )
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
-    what = f"cannot export to {out}"
     if not (out / MARK).is_file():
         found = "the folder holds other files" if out.is_dir() else "a file"
         raise UserError(f"{what}: {found}, expected none, or an earlier export", "choose another")
@@ -278,6 +286,8 @@ def check_repository(folder: str | Path, repository: str) -> None:
 def push_to_hub(folder: str | Path, repository: str) -> str:
     """Uploads an export to the hub as one commit; the repository is made when it is missing.
 
+    What else the repository held, such as a task of an earlier export, is gone after that commit.
+
     Args:
         folder: What `export` wrote.
         repository: Its id, such as `org/name`.
@@ -297,6 +307,9 @@ def push_to_hub(folder: str | Path, repository: str) -> str:
         api = HfApi()
         repository = api.create_repo(repository, exist_ok=True).repo_id
         api.upload_folder(
-            repo_id=repository, folder_path=folder, commit_message="Upload an export of Outshine"
+            repo_id=repository,
+            folder_path=folder,
+            delete_patterns="*",
+            commit_message="Upload an export of Outshine",
         )
         return f"{api.endpoint}/{repository}"

@@ -13,7 +13,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -76,6 +76,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 def replacing_folder(path: Path) -> Iterator[Path]:
     """Makes a temporary folder that takes the place of `path` when the block ends without error."""
     with world_errors(path):
+        path = path.resolve()  # "." has no name, and would be its own parent
         path.parent.mkdir(parents=True, exist_ok=True)
         made = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         try:
@@ -86,11 +87,26 @@ def replacing_folder(path: Path) -> Iterator[Path]:
                     file.chmod(0o644)
                     with file.open("rb") as written:
                         os.fsync(written.fileno())
-            shutil.rmtree(path, ignore_errors=True)
-            made.rename(path)
+            _take_place(made, path)
         except BaseException:
             shutil.rmtree(made, ignore_errors=True)
             raise
+
+
+def _take_place(made: Path, path: Path) -> None:
+    """Renames a folder, and removes what has had the name, but only after that."""
+    old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        if path.exists():
+            path.replace(old)
+        made.rename(path)
+    except BaseException:
+        with suppress(OSError):
+            old.rmdir()  # nothing was moved there
+        if old.exists():
+            old.replace(path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def remove_temporaries(folder: Path) -> None:

@@ -5,7 +5,7 @@ B rows of a pass, T tokens of all of them, L of the longest, D features of a poo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,6 +25,7 @@ from outshine.model import MultiTaskModel, load_model, token_inputs
 from outshine.packing import Packing, find_packing
 from outshine.runs import Run
 from outshine.segments import Segments
+from outshine.tasks import Task, kind_of
 
 # Most tokens of one pass: bounds memory, and on CPUs keeps activations near the caches.
 MAX_TOKENS = {"cpu": 8192, "cuda": 65536}
@@ -210,16 +211,28 @@ def load_forward(run: Run, device: str, precision: str) -> tuple[Forward, Any]:
     """Loads a run's model onto a device; returns it with its tokenizer.
 
     Raises:
-        UserError: If the run kept no weights.
+        UserError: If the run kept no weights, or is damaged.
     """
     if not (run.model_dir / "tasks.json").exists():
         raise UserError(
             f"cannot load the run {run.path}: no weights, expected {run.model_dir}",
             'it was trained with keep = "predictions" or "metrics": train again with keep = "all"',
         )
-    model, tokenizer, _ = load_model(run.model_dir)
+    model, tokenizer, heads = load_model(run.model_dir)
+    told, answered = _described(run.tasks()), _described(heads)
+    if told != answered:
+        raise UserError(
+            f"cannot load the run {run.path}: tasks {told}, expected those of its model, "
+            f"{answered} ({run.path / 'config.json'})",
+            "the file was changed: train the run again",
+        )
     place = pick_device(device)
     return make_forward(model, tokenizer, place, pick_precision(precision, place)), tokenizer
+
+
+def _described(tasks: Sequence[Task]) -> str:
+    """Each task with what its head answers: its kind and labels or range."""
+    return "; ".join(f"{task.name} ({kind_of(task).describe_gold(task)})" for task in tasks)
 
 
 def _packing(model: MultiTaskModel, pad_id: int) -> Packing | None:

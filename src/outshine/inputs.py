@@ -55,7 +55,10 @@ class Input:
 
 @contextmanager
 def open_input(
-    path: Path | None, format: str | None, wanted: Collection[str] = ()
+    path: Path | None,
+    format: str | None,
+    wanted: Collection[str] = (),
+    ids: Collection[str] = ("id",),
 ) -> Iterator[Input]:
     """Opens a file of rows.
 
@@ -65,16 +68,17 @@ def open_input(
     Args:
         path: The file; None is standard input.
         format: One of FORMATS, or None.
-        wanted: Columns to read of a Parquet file, besides `id`, where it has them.
+        wanted: Columns to read of a Parquet file, where it has them.
+        ids: Columns with ids, which are read, too.
 
     Raises:
         UserError: If the file is missing or is not of its format from the start on.
     """
     place = str(path) if path else STANDARD_INPUT
-    format = format or (_BY_ENDING.get(path.suffix) if path else None)
+    format = format or (_BY_ENDING.get(path.suffix.lower()) if path else None)
     with _opened(path) as file:
         if format == "parquet":
-            yield _parquet(file, place, wanted)
+            yield _parquet(file, place, wanted, ids)
             return
         lines = _Lines(file, place)
         if format is None:
@@ -284,7 +288,7 @@ _READERS: dict[str, Callable[[_Lines, str], Opened]] = {
 }
 
 
-def _parquet(file: BinaryIO, place: str, wanted: Collection[str]) -> Input:
+def _parquet(file: BinaryIO, place: str, wanted: Collection[str], ids: Collection[str]) -> Input:
     import pyarrow
     import pyarrow.parquet
 
@@ -304,13 +308,15 @@ def _parquet(file: BinaryIO, place: str, wanted: Collection[str]) -> Input:
 
     def rows() -> Iterator[NumberedRow]:
         nonlocal read
-        columns = [name for name in header if name == "id" or name in wanted]
+        columns = [name for name in header if name in ids or name in wanted]
+        texts = [name for name in columns if name in ids and name not in wanted]
         try:
             for batch in opened.iter_batches(batch_size=1024, columns=columns):
                 for cells in batch.to_pylist():
                     read += 1
-                    if "id" in cells and not isinstance(cells["id"], str | int | None):
-                        cells["id"] = cell_text(cells["id"])  # dates and the like
+                    for name in texts:
+                        if not isinstance(cells[name], str | int | None):
+                            cells[name] = cell_text(cells[name])  # dates and the like
                     yield read, cells
         except (pyarrow.ArrowException, OSError) as error:
             raise _damaged(place, error, read + 1) from None

@@ -23,9 +23,9 @@ from outshine.encoders import load_tokenizer
 from outshine.errors import UserError
 from outshine.metrics import compute
 from outshine.model import MultiTaskModel, write_tasks
-from outshine.predicting import Texts
 from outshine.readers import Row, read_rows
 from outshine.tasks import Task, kind_of
+from outshine.texts import Texts
 from outshine.verification import Sample
 
 GRAPH = "model.onnx"

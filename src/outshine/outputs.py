@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from outshine.cells import cell_text
-from outshine.console import say
 from outshine.errors import UserError
-from outshine.files import read_json, replacing, world_errors, write_json
+from outshine.files import read_json, remove_temporaries, replacing, world_errors, write_json
 
 FORMATS = ("jsonl", "csv", "parquet")
-_BY_ENDING = {".csv": "csv", ".parquet": "parquet"}
+_BY_ENDING = {f".{name}": name for name in FORMATS}
 ROWS_PER_PART = 65_536
+_MANIFEST = "_manifest.json"
 
 Answers = Sequence[dict[str, Any]]
 
@@ -67,8 +67,20 @@ class Output(Protocol):
 
 
 def format_of(path: Path | None, format: str | None) -> str:
-    """The format asked for, else that of the ending, else jsonl."""
-    return format or (_BY_ENDING.get(path.suffix) if path else None) or "jsonl"
+    """The format asked for, else that of the ending; on standard output, and without one, jsonl.
+
+    Raises:
+        UserError: If the ending is that of none.
+    """
+    ending = path.suffix.lower() if path else ""
+    if format or not ending:
+        return format or "jsonl"
+    if ending not in _BY_ENDING:
+        raise UserError(
+            f"cannot write {path}: ending {ending!r}, expected .jsonl, .csv or .parquet",
+            "rename it, or name its format with --output-format",
+        )
+    return _BY_ENDING[ending]
 
 
 def check_apart(source: Path, path: Path) -> None:
@@ -86,6 +98,36 @@ def check_apart(source: Path, path: Path) -> None:
             )
 
 
+def check_output(path: Path | None, format: str, identity: Mapping[str, Any]) -> Counts:
+    """What an earlier call has done of an output; writes nothing.
+
+    Args:
+        path, format, identity: As for `open_output`.
+
+    Raises:
+        UserError: If it cannot be of this format, is complete already (Parquet), holds other
+            files, or was begun with another identity.
+    """
+    if format == "parquet":
+        if path is None or (path.exists() and not path.is_dir()):
+            found = "a file" if path else "no folder given"
+            raise UserError(
+                f"cannot write {path or 'Parquet'}: {found}, expected a folder for part files",
+                "name one that is new, such as `--output answers.parquet`",
+            )
+        if path.is_dir() and not (path / _MANIFEST).exists() and any(path.iterdir()):
+            raise UserError(
+                f"cannot write {path}: the folder holds other files, expected a new one",
+                "remove it, or choose another --output",
+            )
+        return _counts_of(path, identity)
+    if path and path.is_dir():
+        raise UserError(f"cannot write {path}: a folder, expected a file", "name a file in it")
+    if path is None or not _unfinished(path)[0].is_file():
+        return Counts()
+    return Counts.of(_begun(_unfinished(path)[1], identity, "bytes")["counts"])
+
+
 @contextmanager
 def open_output(
     path: Path | None, format: str, columns: Mapping[str, type], identity: Mapping[str, Any]
@@ -101,16 +143,10 @@ def open_output(
             is continued, unless its `input` is None, which cannot be read again.
 
     Raises:
-        UserError: If the output cannot be of this format, is complete already (Parquet), holds
-            other files, is being written, or was begun with another identity.
+        UserError: As `check_output`, and if the output is being written.
     """
-    if format == "parquet":
-        if path is None or (path.exists() and not path.is_dir()):
-            found = "a file" if path else "no folder given"
-            raise UserError(
-                f"cannot write {path or 'Parquet'}: {found}, expected a folder for part files",
-                "name one that is new, such as `--output answers.parquet`",
-            )
+    check_output(path, format, identity)
+    if path and format == "parquet":
         with _folder(path, columns, identity) as output:
             yield output
         return
@@ -118,8 +154,6 @@ def open_output(
     if path is None:
         yield _Stream(sys.stdout.buffer, encode)
         sys.stdout.buffer.flush()
-    elif path.is_dir():
-        raise UserError(f"cannot write {path}: a folder, expected a file", "name a file in it")
     elif path.exists() and not path.is_file():
         with world_errors(path), path.open("wb") as file:
             yield _Stream(file, encode)
@@ -205,10 +239,8 @@ class _PartFile:
         self, file: BinaryIO, state: Path, encode: _Encoder, identity: Mapping[str, Any]
     ) -> None:
         self.file, self.state, self.encode, self.identity = file, state, encode, identity
-        self.counts, size = Counts(), 0
-        if state.exists():
-            begun = _begun(state, identity, "bytes")
-            self.counts, size = Counts.of(begun["counts"]), begun["bytes"]
+        begun = _begun(state, identity, "bytes")
+        self.counts, size = Counts.of(begun["counts"]), begun["bytes"]
         file.seek(0, os.SEEK_END)
         if file.tell() < size:
             raise UserError(
@@ -242,7 +274,6 @@ def _part_file(path: Path, encode: _Encoder, identity: Mapping[str, Any]) -> Ite
             state.unlink(missing_ok=True)
         with part.open("a+b") as file, _locked(file.fileno(), path):
             output = _PartFile(file, state, encode, identity)
-            _say_resumed(path, output.counts)
             try:
                 yield output
             except BaseException:
@@ -269,17 +300,9 @@ class _Folder:
         types = {str: pyarrow.string(), float: pyarrow.float64(), bool: pyarrow.bool_()}
         self.schema = pyarrow.schema([(name, types[kind]) for name, kind in columns.items()])
         self.path, self.identity = path, identity
-        self.manifest = path / "_manifest.json"
-        self.counts = Counts()
+        self.manifest = path / _MANIFEST
+        self.counts = _counts_of(path, identity)
         self.waiting: list[Any] = []
-        if self.manifest.exists():
-            begun = _begun(self.manifest, identity, "complete")
-            if begun["complete"]:
-                raise UserError(
-                    f"cannot write {path}: it is already complete, expected a new folder",
-                    "remove it, or choose another --output",
-                )
-            self.counts = Counts.of(begun["counts"])
         self.next_part = self.counts.rows // ROWS_PER_PART
 
     def write(self, answers: Answers) -> None:
@@ -308,21 +331,13 @@ class _Folder:
 def _folder(
     path: Path, columns: Mapping[str, type], identity: Mapping[str, Any]
 ) -> Iterator[Output]:
-    foreign = path.is_dir() and any(path.iterdir()) and not (path / "_manifest.json").exists()
-    if foreign:
-        raise UserError(
-            f"cannot write {path}: the folder holds other files, expected a new one",
-            "remove it, or choose another --output",
-        )
     with world_errors(path):
         path.mkdir(parents=True, exist_ok=True)
         handle = os.open(path, os.O_RDONLY)
         try:
             with _locked(handle, path):
                 output = _Folder(path, columns, identity)
-                for left in path.glob(".*"):  # half a file of a process that was killed
-                    left.unlink()
-                _say_resumed(path, output.counts)
+                remove_temporaries(path)
                 try:
                     if not output.counts.rows:
                         output.write_part(complete=False)  # it says whose folder this is
@@ -338,9 +353,22 @@ def _folder(
             os.close(handle)
 
 
-def _begun(state: Path, identity: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+def _counts_of(path: Path, identity: Mapping[str, Any]) -> Counts:
+    """What is done of a folder that is not complete."""
+    begun = _begun(path / _MANIFEST, identity, "complete")
+    if begun["complete"]:
+        raise UserError(
+            f"cannot write {path}: it is already complete, expected a new folder",
+            "remove it, or choose another --output",
+        )
+    return Counts.of(begun["counts"])
+
+
+def _begun(state: Path, identity: Mapping[str, Any], progress: str) -> dict[str, Any]:
     """What an earlier process has written down, if it answered the same rows in the same way."""
-    begun = read_json(state, "identity", "counts", *keys)
+    if not state.exists():
+        return {"counts": vars(Counts()), progress: 0}
+    begun = read_json(state, "identity", "counts", progress)
     for key, wanted in json.loads(json.dumps(identity)).items():
         found = begun["identity"].get(key)
         if found != wanted:
@@ -355,11 +383,6 @@ def _begun(state: Path, identity: Mapping[str, Any], *keys: str) -> dict[str, An
 def _short(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 200 else f"{text[:200]}..."
-
-
-def _say_resumed(path: Path, counts: Counts) -> None:
-    if counts.rows:
-        say(f"going on with {path} behind row {counts.rows:,}")
 
 
 @contextmanager

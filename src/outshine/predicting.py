@@ -22,12 +22,12 @@ from outshine.files import read_json
 from outshine.forward import Forward, load_forward
 from outshine.runs import Run, open_run
 from outshine.tasks import Task, kind_of
+from outshine.texts import Texts, distinct_texts, row_id, row_texts, shown
 
 # Rows are computed together in chunks that begin at fixed row numbers: what one answer is in its
 # last bits depends on the rows of its chunk, but not on where a caller stopped and went on.
 ROWS_PER_CHUNK = 2048
 
-Texts = tuple[str, ...]
 Encoded = tuple[list[int], list[int], bool]  # token ids, segment ids, whether it was cut
 
 
@@ -53,14 +53,20 @@ class Predictor:
     def _by_name(self) -> dict[str, Task]:
         return {task.name: task for task in self.tasks}
 
-    def choose(self, names: Sequence[str] | None) -> tuple[Task, ...]:
-        """The tasks of these names, or all.
+    def choose(self, names: str | Sequence[str] | None) -> tuple[Task, ...]:
+        """The tasks of these names (one may stand alone), or all.
 
         Raises:
-            UserError: If the model lacks one.
+            UserError: If the model lacks one, or none is named.
         """
         if names is None:
             return self.tasks
+        names = [names] if isinstance(names, str) else names
+        if not names:
+            raise UserError(
+                f"no task named, expected some of {', '.join(self._by_name)}",
+                "leave `tasks` out for all of them",
+            )
         for name in names:
             if name not in self._by_name:
                 raise UserError(
@@ -73,15 +79,17 @@ class Predictor:
     def predict(
         self,
         rows: Iterable[str | Sequence[str] | Mapping[str, Any]],
-        tasks: Sequence[str] | None = None,
+        tasks: str | Sequence[str] | None = None,
     ) -> list[dict[str, Any]]:
         """Answers rows with all tasks that they have the columns for, from one encoder pass.
 
         Args:
             rows: A list, NumPy array, generator, ... of rows. A row is a text, a pair of texts,
                 or a mapping with the tasks' text columns by name or `text` / `text_a`, `text_b`;
-                its `id` is handed through.
-            tasks: Names of the tasks to answer; default: all that a row has the columns for.
+                its `id`, or else what stands in the column that a task's own files have it in,
+                is handed through. An empty cell is as good as none.
+            tasks: Names of the tasks to answer, each of which must be able to; default: all that
+                a row has texts for.
 
         Returns:
             Per row a dictionary: task -> {"label", "probs"} or {"value"}; with "truncated": True
@@ -94,32 +102,36 @@ class Predictor:
         return [answer for answer, _ in self.stream(rows, tasks)]
 
     def stream(
-        self, rows: Iterable[Any], tasks: Sequence[str] | None = None
+        self, rows: Iterable[Any], tasks: str | Sequence[str] | None = None
     ) -> Iterator[tuple[dict[str, Any], frozenset[str]]]:
         """Yields (answer, names of tasks not answered) for each row, in bounded memory."""
         chosen = self.choose(tasks)
         for batch, wanted in _chunks(rows, chosen, strict=tasks is not None):
             for row, texts, answer in zip(batch, wanted, self.answer(wanted), strict=True):
-                given = {"id": row["id"]} if isinstance(row, Mapping) and "id" in row else {}
-                yield given | answer, frozenset(t.name for t in chosen) - texts.keys()
+                yield row_id(row, chosen) | answer, frozenset(t.name for t in chosen) - texts.keys()
 
-    def predict_proba(self, rows: Iterable[Any], task: str) -> np.ndarray:
+    def predict_proba(self, rows: Iterable[Any], task: str | None = None) -> np.ndarray:
         """(N, C) float64 probabilities of one task's classes, in the order of its labels.
 
         Args:
             rows: As for `predict`.
-            task: Name of a task with classes.
+            task: Name of a task with classes; default: the only one.
 
         Raises:
             UserError: As `predict`, and for a task without classes.
         """
-        (chosen,) = self.choose([task])
-        kind = kind_of(chosen)
-        if kind.probs is None:
-            fit = [t.name for t in self.tasks if kind_of(t).probs]
+        fit = [t.name for t in self.tasks if kind_of(t).probs]
+        expected = "expected " + (f"one of {', '.join(fit)}" if fit else "a task with classes")
+        if task is None and len(fit) != 1:
             raise UserError(
-                f"cannot give probabilities of task {task!r}: it has no classes, expected "
-                f"{'one of ' + ', '.join(fit) if fit else 'a task that has'}",
+                f"cannot give probabilities: no task named, {expected}",
+                "name it: model.predict_proba(rows, task)",
+            )
+        (chosen,) = self.choose(fit if task is None else task)
+        task, kind = chosen.name, kind_of(chosen)
+        if kind.probs is None:
+            raise UserError(
+                f"cannot give probabilities of task {task!r}: it has no classes, {expected}",
                 "`predict` gives its values",
             )
         found = [np.empty((0, kind.num_outputs(chosen)))]
@@ -243,9 +255,8 @@ def load(
     """
     run = open_run(run)
     forward, tokenizer = load_forward(run, device, precision)
-    max_length = int(run.config()["settings"]["max_length"])
     temperatures = _temperatures(run) if calibrated else {}
-    return Predictor(forward, tokenizer, run.tasks(), max_length, temperatures)
+    return Predictor(forward, tokenizer, run.tasks(), run.max_length(), temperatures)
 
 
 def _temperatures(run: Run) -> dict[str, float]:
@@ -267,7 +278,7 @@ def _temperatures(run: Run) -> dict[str, float]:
         value = entry.get("temperature") if isinstance(entry, dict) else None
         if not _can_divide(value):
             raise UserError(
-                f"cannot load the run {run.path} calibrated: {name} {_shown(entry)}, "
+                f"cannot load the run {run.path} calibrated: {name} {shown(entry)}, "
                 f'expected {{"temperature": a finite number above 0}} ({path})',
                 f"make them again: `outshine calibrate {run.path}`",
             )
@@ -286,29 +297,21 @@ def _chunks(
     rows: Iterable[Any], tasks: Sequence[Task], *, strict: bool
 ) -> Iterator[tuple[list[Any], list[dict[str, Texts]]]]:
     """Yields rows, with the texts that each task reads of them, in chunks."""
-    if isinstance(rows, str | Mapping):
-        raise UserError(
-            f"cannot predict: one {type(rows).__name__}, expected a list of rows",
-            "put it into a list: model.predict([...])",
-        )
     if hasattr(rows, "columns"):  # a data frame would give the names of its columns
         raise UserError(
             f"cannot predict: a {type(rows).__name__}, expected texts, pairs or mappings",
             'give its rows: frame.to_dict("records"), or one column as a list',
         )
+    one = isinstance(rows, str | Mapping) or not isinstance(rows, Iterable)
+    if one or getattr(rows, "ndim", 1) == 0:
+        raise UserError(
+            f"cannot predict: one {type(rows).__name__}, expected a list of rows",
+            "put it into a list: model.predict([...])",
+        )
     iterator = enumerate(rows, start=1)
     while batch := list(islice(iterator, ROWS_PER_CHUNK)):
         wanted = [row_texts(row, tasks, number, strict=strict) for number, row in batch]
         yield [row for _, row in batch], wanted
-
-
-def distinct_texts(wanted: Sequence[Mapping[str, Texts]]) -> dict[Texts, dict[str, None]]:
-    """Distinct text (or pair) of some rows -> the names of the tasks that read it, in order."""
-    heads: dict[Texts, dict[str, None]] = {}
-    for row in wanted:
-        for name, texts in row.items():
-            heads.setdefault(texts, {})[name] = None
-    return heads
 
 
 def cut_texts(texts: Iterable[Texts], encoded: Iterable[Encoded]) -> set[Texts]:
@@ -319,80 +322,3 @@ def cut_texts(texts: Iterable[Texts], encoded: Iterable[Encoded]) -> set[Texts]:
 def flag(row: Mapping[str, Texts], cut: Collection[Texts]) -> dict[str, bool]:
     """What an answer says of a row some text of which was cut; nothing of others."""
     return {"truncated": True} if any(texts in cut for texts in row.values()) else {}
-
-
-def row_texts(row: Any, tasks: Sequence[Task], number: int, *, strict: bool) -> dict[str, Texts]:
-    """Task -> the texts that it reads of one input row.
-
-    Args:
-        row: A text, a pair, or a mapping.
-        tasks: The tasks asked for.
-        number: Of the row from 1, for messages.
-        strict: Whether a task that the row cannot answer is an error.
-
-    Raises:
-        UserError: If no task (or, with `strict`, not every task) can answer, or a text is
-            empty or no text.
-    """
-    if isinstance(row, str):
-        cells: Mapping[str, Any] = {"text": row}
-    elif isinstance(row, Mapping):
-        cells = row
-    elif isinstance(row, Sequence | np.ndarray) and len(row) == 2:
-        cells = {"text_a": row[0], "text_b": row[1]}
-    else:
-        raise UserError(
-            f"cannot answer row {number}: {type(row).__name__}, expected a text, a pair of texts "
-            "or an object",
-            'for example {"text": "..."}',
-        )
-    columns = text_columns(cells.keys(), tasks, f"row {number}", strict=strict)
-    for column in {column: None for names in columns.values() for column in names}:
-        if not isinstance(cells[column], str) or not cells[column].strip():
-            raise UserError(
-                f"cannot answer row {number}: column {column!r} is {_shown(cells[column])}, "
-                "expected a text that is not empty",
-                "mend or remove the row",
-            )
-    return {name: tuple(cells[column] for column in names) for name, names in columns.items()}
-
-
-def _shown(cell: Any) -> str:
-    text = repr(cell)
-    return text if len(text) <= 80 else f"{text[:80]}..."
-
-
-def text_columns(
-    found: Collection[str], tasks: Sequence[Task], what: str, *, strict: bool
-) -> dict[str, tuple[str, ...]]:
-    """Task -> the columns that it reads, of those found: its own, else `text` (`text_a`, `text_b`).
-
-    Args:
-        found: Names of the columns of a row or a table.
-        tasks: The tasks asked for.
-        what: Whose columns they are, for messages.
-        strict: Whether a task that they do not fit is an error.
-
-    Raises:
-        UserError: If they fit no task (or, with `strict`, not every task).
-    """
-    columns = {}
-    for task in tasks:
-        generic = ("text",) if len(task.text) == 1 else ("text_a", "text_b")
-        chosen = next((c for c in (task.text, generic) if all(n in found for n in c)), None)
-        if chosen is not None:
-            columns[task.name] = chosen
-        elif strict:
-            raise UserError(
-                f"cannot answer {what} for task {task.name!r}: columns {', '.join(found)}, "
-                f"expected {' and '.join(task.text)} or {' and '.join(generic)}",
-                "rename the columns, or leave the task out",
-            )
-    if not columns:
-        needs = "; ".join(f"{task.name}: {' + '.join(task.text)}" for task in tasks)
-        raise UserError(
-            f"cannot answer {what}: columns {', '.join(found)}, expected those of a task "
-            f"({needs}), or text, or text_a and text_b",
-            "rename the columns",
-        )
-    return columns

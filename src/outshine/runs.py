@@ -13,9 +13,12 @@ from typing import Any
 
 from outshine.errors import UserError
 from outshine.files import read_json, world_errors, write_json
+from outshine.hub import asking_the_hub
 from outshine.tasks import Task, stored_tasks
 
 FORMAT = 1
+# Of an export's repository, without the folders that are for transformers alone.
+_OF_A_RUN = ["config.json", "run.json", "metrics.json", "calibration.json", "model/*"]
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,22 @@ class Run:
         """Content of `config.json`: `settings`, `tasks`, `teachers`."""
         return read_json(self.path / "config.json", "settings", "tasks")
 
+    def max_length(self) -> int:
+        """Tokens of a row in training; longer texts are cut.
+
+        Raises:
+            UserError: If `config.json` is damaged.
+        """
+        settings = self.config()["settings"]
+        found = settings.get("max_length") if isinstance(settings, dict) else None
+        if not isinstance(found, int):
+            raise UserError(
+                f"cannot load the run {self.path}: max_length {found!r}, expected a number "
+                f"({self.path / 'config.json'}: settings)",
+                "the file was changed: train the run again",
+            )
+        return found
+
     def metrics(self) -> dict[str, dict[str, dict[str, float]]]:
         """Content of `metrics.json`: task -> split -> metric -> fraction."""
         return read_json(self.path / "metrics.json")
@@ -87,12 +106,15 @@ def is_run_config(path: Path) -> bool:
 
 
 def open_run(path: str | Path | Run) -> Run:
-    """Returns a complete run.
+    """Returns a complete run: a folder, or a student that was pushed to the hub (`org/name`).
+
+    The hub is asked where neither the folder nor the one around it exists.
 
     Raises:
         UserError: If there is no run at `path`, or it is incomplete, or of a newer format.
+        WorldError: If the hub does not answer and the run was not downloaded before.
     """
-    run = path if isinstance(path, Run) else Run(Path(path))
+    run = path if isinstance(path, Run) else Run(_local(Path(path)))
     if not run.path.is_dir():
         raise UserError(f"cannot open the run {run.path}: no such folder", "check the path")
     if not run.is_complete:
@@ -110,6 +132,16 @@ def open_run(path: str | Path | Run) -> Run:
             "it was made by another version of outshine: update outshine, or train again",
         )
     return run
+
+
+def _local(path: Path) -> Path:
+    """The folder itself, or the one of the hub client's cache with what a run of the hub needs."""
+    if path.is_absolute() or len(path.parts) != 2 or path.parent.exists():
+        return path
+    from huggingface_hub import snapshot_download
+
+    with asking_the_hub(f"cannot open the run {path}", tried="no such folder, and "):
+        return Path(snapshot_download(str(path), allow_patterns=_OF_A_RUN))
 
 
 def check_new(path: Path, force: bool) -> None:

@@ -12,14 +12,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 
 from outshine.limits import Limits
 from outshine.micro_batching import MicroBatcher, Pass
-from outshine.predicting import (
-    Encoded,
-    Predictor,
-    cut_texts,
-    distinct_texts,
-    flag,
-    row_texts,
-)
+from outshine.predicting import Encoded, Predictor, cut_texts, flag
+from outshine.texts import distinct_texts, row_id, row_texts
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 TEXTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -160,9 +154,8 @@ class Service:
         self.metrics.truncated.inc(len(cut))
         outputs = []
         for row, texts_of in zip(inputs, wanted, strict=True):
-            given = {"id": row["id"]} if isinstance(row, Mapping) and "id" in row else {}
             answer = {name: answer_of[texts][name] for name, texts in texts_of.items()}
-            outputs.append(given | answer | flag(texts_of, cut))
+            outputs.append(row_id(row, tasks) | answer | flag(texts_of, cut))
         return outputs
 
     @contextmanager

@@ -199,7 +199,7 @@ def _make(made: Run, runs: Sequence[Run], device: str, force: bool) -> Run:
     """Chooses, averages, evaluates and saves."""
     begin = time.monotonic()
     forward, tokenizer = load_forward(runs[0], device, "fp32")
-    max_length = runs[0].config()["settings"]["max_length"]
+    max_length = runs[0].max_length()
     tables = {
         (task.name, split): encode(task, split, tokenizer, max_length)
         for task in runs[0].tasks()

@@ -22,10 +22,11 @@ from outshine.errors import UserError, did_you_mean, raise_problems
 from outshine.files import read_errors, replacing
 from outshine.glue_tasks import glue, id_column, named_tasks, official_labels
 from outshine.hub import data_set_split
-from outshine.predicting import Predictor, Texts, load
+from outshine.predicting import Predictor, load
 from outshine.readers import read_rows
 from outshine.runs import Run
 from outshine.tasks import Task, kind_of
+from outshine.texts import Texts
 
 FILLS = ("majority",)
 HEADER = "index\tprediction"

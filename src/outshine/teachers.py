@@ -162,7 +162,7 @@ def _run_teacher(
     if not (run.model_dir / "tasks.json").exists():
         return np.empty((0, 0), np.float32), list(range(len(ids))) if known is None else missing
     forward, tokenizer = load_forward(run, device, "fp32")
-    max_length = run.config()["settings"]["max_length"]
+    max_length = run.max_length()
     own = encode(task, table.split, tokenizer, max_length, swapped=_has_swapped(table))
     wanted = set(ids) | set(known.ids if known else [])
     fresh = _compute(forward, own, run.info()["id"], wanted, f"teacher logits of {run.path}")

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from outshine.errors import OutshineError, WorldError
-from outshine.predicting import Predictor, Texts
+from outshine.predicting import Predictor
 from outshine.readers import read_rows
 from outshine.tasks import Task, kind_of
+from outshine.texts import Texts
 
 NUM_ROWS = 64
 TOLERANCE = 1e-4
