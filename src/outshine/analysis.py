@@ -120,8 +120,8 @@ def analyse(
     of_tasks = [(a, b, task, (task,)) for a, b in pairs for task in _shared(a.tasks, b.tasks)]
     scores, by_task = _family(of_scores, seed), _family(of_tasks, seed)
     if only is not None:
-        results = replace(results, arms=tuple(arms[name] for name in only))
-        pairs = [results.arms]
+        pairs = [(arms[only[0]], arms[only[1]])]
+        results = replace(results, arms=pairs[0])
         scores, by_task = (
             [row for row in rows if (row["a"], row["b"]) == only] for rows in (scores, by_task)
         )
