@@ -5,7 +5,7 @@
 `make docs` runs it, and `.ci/run` fails when its output is not what is committed. It computes
 nothing but means, standard deviations and counts of the rows in results/first-light, and copies
 numbers from the JSON that the benchmarks printed into results/bench, and what the demo printed from
-results/demo/output.txt: stderr of `outshine demo`, under a line `# COMMAND; MACHINE; commit COMMIT`.
+results/demo/output.txt: stderr of `outshine demo` below a line `# COMMAND; MACHINE; commit HASH`.
 """
 
 from __future__ import annotations
@@ -234,7 +234,7 @@ def demo() -> str:
     """What the demo printed from its table on, without the commands at its end."""
     text = DEMO.read_text()
     origin = re.match(r"# (.+); (.+); commit (\w+\+?)\n", text)
-    assert origin, f"{DEMO}: the first line is not `# COMMAND; MACHINE; commit COMMIT`"
+    assert origin, f"{DEMO}: the first line is not `# COMMAND; MACHINE; commit HASH`"
     command, machine, commit = origin.groups()
     shown, _, _ = text[text.index("Dev scores in percent") :].partition("\nAsk it yourself")
     return (
