@@ -244,7 +244,7 @@ def demo() -> str:
     """What the demo printed from its table on, without the commands at its end."""
     text = DEMO.read_text()
     origin = re.match(r"# (.+); (.+); commit (\w+\+?)\n", text)
-    assert origin, f"{DEMO}: the first line is not `# COMMAND; MACHINE; commit COMMIT`"
+    assert origin, f"{DEMO}: the first line is not `# COMMAND; MACHINE; commit HASH`"
     command, machine, commit = origin.groups()
     shown, _, _ = text[text.index("Dev scores in percent") :].partition("\nAsk it yourself")
     return (

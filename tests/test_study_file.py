@@ -267,6 +267,17 @@ set = { lrr = 1e-3, seed = 3 }
             "stage.single.task.tickets.lr: given, and also in the grid of [select]",
         ),
         (
+            (
+                "[stage.single]",
+                "[select]\nseed = 9\nlr = [1.0, 2.0]\nset = { lr = 3.0 }\n[stage.single]",
+            ),
+            "select.set.lr: given, and also in the grid of [select]",
+        ),
+        (
+            ("[stage.single]", "[select]\nseed = 9\nlr = [1.0, 2.0]\nset = 3\n[stage.single]"),
+            "select.set: 3, expected a table of settings",
+        ),
+        (
             ("[stage.single]", '[stage.single]\ntask = "tickets"'),
             "stage.single.task: 'tickets', expected tables such as [stage.single.task.rte]",
         ),
@@ -276,6 +287,33 @@ def test_a_problem_of_a_file_is_named(
     tmp_path: Path, change: tuple[str, str], message: str
 ) -> None:
     assert message in problems_of(tmp_path, study_text("enc").replace(*change, 1))
+
+
+@pytest.mark.parametrize(
+    ("base", "chain", "message"),
+    [
+        (
+            "multi+finetune",
+            "base->multi",
+            "'->multi' after finetune, expected the chain's end\n"
+            "    multi+finetune->multi\n"
+            "                  ^",
+        ),
+        (
+            "single",
+            "base+finetune",
+            "finetune after single, expected after multi\n    single+finetune\n           ^",
+        ),
+    ],
+)
+def test_a_chain_that_begins_with_an_arm_is_refused_as_if_it_were_written_out(
+    tmp_path: Path, base: str, chain: str, message: str
+) -> None:
+    arms = "".join(
+        f'\n[[arm]]\nname = "{name}"\nchain = "{written}"\n'
+        for name, written in (("base", base), ("x", chain))
+    )
+    assert f"arm 'x': {message}" in problems_of(tmp_path, study_text("enc", arms))
 
 
 def test_a_task_without_dev_is_refused(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from outshine.chains import STAGES, Policy, Stage, parse_chain, parse_policy
+from outshine.chains import STAGES, Policy, Stage, chain_text, parse_chain, parse_policy
 from outshine.config import BY_TASK, TrainConfig
 from outshine.errors import UserError, did_you_mean, raise_problems
 from outshine.study_source import study_content, toml_content
@@ -237,7 +237,8 @@ def _selection(
         for kind, by_name in by_task.items()
         for name, its in by_name.items()
     }
-    for place, its in (given | {"--set": overrides}).items():
+    given |= {"--set": overrides, "select.set": settings if isinstance(settings, dict) else {}}
+    for place, its in given.items():
         problems += [
             f"{place}.{key}: given, and also in the grid of [select]" for key in lists if key in its
         ]
@@ -288,7 +289,6 @@ def _stages(
         _check_settings(settings, f"stage.{kind}", names, problems)
         if own and kind == "multi":
             problems.append("stage.multi.task: given, expected only in stages of one task a run")
-        names = [task.name for task in tasks.values()]
         if kind == "finetune" and "init" in settings:
             problems.append("stage.finetune.init: given, expected none: it goes on with a run")
         for name, its in own.items():
@@ -394,6 +394,7 @@ def _links(
             stages += _links(others[kind], by_name, (*above, arm.name))
         else:
             stages.append(Stage(kind))
+    parse_chain(chain_text(stages))  # another arm may end with what goes on with nothing
     # its settings are those of the last stage: the teachers stay the same runs
     stages[-1] = Stage(stages[-1].kind, {**stages[-1].settings, **arm.set})
     return tuple(stages)
