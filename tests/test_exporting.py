@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from huggingface_hub import ModelCard
@@ -17,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 import outshine
+from conftest import write_urgency
 from families import FAMILIES, ROWS
 from outshine import exporting
 from outshine.errors import OutshineError, UserError, WorldError
@@ -83,6 +85,29 @@ def test_an_exported_task_says_its_labels_and_problem(student: Path, tmp_path: P
     assert config["architectures"] == ["BertForSequenceClassification"]
     config = read_json(tmp_path / "urgency" / "config.json")
     assert (config["problem_type"], config["id2label"]) == ("regression", {"0": "value"})
+
+
+@pytest.mark.parametrize("format", ["hf", "onnx"])
+def test_values_are_exported_on_a_scale_that_does_not_begin_at_zero(
+    format: str, encoder: Path, tmp_path: Path
+) -> None:
+    path = write_urgency(tmp_path / "tasks")
+    path.write_text(path.read_text().replace("range = [0, 5]", "range = [-1, 6]"))
+    cfg = outshine.TrainConfig(encoder=str(encoder), max_steps=3, batch_size=8, device="cpu")
+    run = outshine.train([outshine.Task.load(path)], cfg, out=tmp_path / "run")
+    exporting.export(run, tmp_path / "out", format=format)
+    texts = ["refund now", "my login"]
+    if format == "hf":
+        classify = pipeline("text-classification", str(tmp_path / "out" / "urgency"))
+        found = [answer["score"] for answer in classify(texts)]
+    else:
+        session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx")
+        inputs = AutoTokenizer.from_pretrained(tmp_path / "out")(texts, padding=True)
+        names = [given.name for given in session.get_inputs()]
+        (found,) = session.run(["urgency"], {name: np.int64(inputs[name]) for name in names})
+        found = found[:, 0]
+    answers = outshine.load(run).predict(texts)
+    assert found == pytest.approx([answer["urgency"]["value"] for answer in answers], abs=1e-5)
 
 
 def test_an_exported_task_is_a_teacher_with_the_same_logits(student: Path, tmp_path: Path) -> None:
@@ -166,6 +191,27 @@ def test_made_up_rows_do_when_the_data_is_gone(student: Path, tmp_path: Path) ->
     assert {(facts["rows"], facts["dev_rows"]) for facts in verified.values()} == {(64, 0)}
 
 
+@pytest.mark.parametrize("name", [".", "..", "mount"])
+def test_a_folder_that_cannot_be_replaced_is_refused_before_any_work(
+    name: str, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "export.json").touch()
+    (tmp_path / "here" / "export.json").touch()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr(Path, "is_mount", lambda self: self.name == "mount")
+    monkeypatch.setattr(exporting, "load", None)
+    with pytest.raises(UserError) as caught:
+        exporting.export(student, name, force=True)
+    assert str(caught.value) == (
+        f"cannot export to {name}: the current folder, one above it or a mount point, expected a "
+        "folder that can be replaced\nhint: name a folder in it"
+    )
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [
+        "export.json", "export.json", "here"
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("change", [3e-4, float("nan")])
 def test_an_export_that_answers_differently_leaves_nothing(
     change: float, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -191,28 +237,6 @@ def test_a_dry_run_checks_and_writes_nothing(
     student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(exporting, "push_to_hub", None)
-
-
-@pytest.mark.parametrize("name", [".", "..", "mount"])
-def test_a_folder_that_cannot_be_replaced_is_refused_before_any_work(
-    name: str, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "here").mkdir()
-    (tmp_path / "export.json").touch()
-    (tmp_path / "here" / "export.json").touch()
-    monkeypatch.chdir(tmp_path / "here")
-    monkeypatch.setattr(Path, "is_mount", lambda self: self.name == "mount")
-    monkeypatch.setattr(exporting, "load", None)
-    with pytest.raises(UserError) as caught:
-        exporting.export(student, name, force=True)
-    assert str(caught.value) == (
-        f"cannot export to {name}: the current folder, one above it or a mount point, expected a "
-        "folder that can be replaced\nhint: name a folder in it"
-    )
-    assert sorted(path.name for path in tmp_path.rglob("*")) == [
-        "export.json", "export.json", "here"
-    ]  # fmt: skip
-
     before = everything(student)
     given = ("--format", "hf", "--out", tmp_path / "out", "--dry-run", "--push", "org/desk")
     result = command("export", student, *given, "--json")

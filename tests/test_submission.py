@@ -192,10 +192,33 @@ def test_a_dry_run_tells_what_would_answer_and_writes_nothing(
     assert "diagnostic.tsv is missing" in command(*given, "--dry-run", code=2).stderr
 
 
+def test_the_command_of_the_docs_makes_a_submission(
+    encoder: Path, glue_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = Path(__file__).parent.parent / "docs" / "exporting.md"
+    found = re.search(r"^outshine (submit .*)$", page.read_text(encoding="utf-8"), re.M)
+    assert found
+    train(encoder, glue_dir, tmp_path / "runs" / "glue", "rte")
+    monkeypatch.chdir(tmp_path)
+    command(*found[1].split())
+    assert len(files_of(tmp_path / "glue.zip")) == 11
+
+
 def test_the_same_answers_give_the_same_bytes(run: Path, glue_dir: Path, tmp_path: Path) -> None:
     for name in ("a.zip", "b.zip"):
         submit(run, tmp_path / name, glue_dir=glue_dir, fill="majority")
     assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
+
+
+def test_ax_may_stand_where_the_usual_download_has_it(glue_dir: Path) -> None:
+    place = str(glue_dir / "AX" / "diagnostic.tsv")
+    assert outshine.glue("mnli", data_dir=glue_dir)[0].files["ax"] == place
+    usual = (glue_dir / "AX").rename(glue_dir / "diagnostic") / "diagnostic.tsv"
+    (mnli, rte) = outshine.glue("mnli", "rte", data_dir=glue_dir)
+    assert mnli.files["ax"] == str(usual)
+    assert "ax" not in rte.files
+    usual.unlink()
+    assert outshine.glue("mnli", data_dir=glue_dir)[0].files["ax"] == place
 
 
 def test_a_row_with_an_empty_text_is_answered(run: Path, glue_dir: Path, tmp_path: Path) -> None:

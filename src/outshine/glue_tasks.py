@@ -209,7 +209,11 @@ def _task(name: str, data_dir: Path | None) -> Task:
         "quoting": False,
         "skip_bad_rows": True,
     }
-    return Task(**(common | local | layout.local))
+    task = Task(**(common | local | layout.local))
+    usual = data_dir / "diagnostic" / "diagnostic.tsv"  # where the usual download has AX
+    if usual.is_file() and not Path(task.files.get("ax", usual)).is_file():
+        return task.model_copy(update={"files": task.files | {"ax": str(usual.absolute())}})
+    return task
 
 
 def official_labels(name: str) -> dict[str, str]:
