@@ -868,14 +868,19 @@ def test_a_full_disk(refused: Refused, tickets: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("keep", "file"),
-    [("predictions", "predictions/tickets-dev.safetensors"), ("all", "model")],
+    ("keep", "file", "size_kib"),
+    [
+        ("predictions", "checkpoint/state.safetensors", 8),
+        # there is room for the checkpoint of 347 KiB, and for little else
+        ("predictions", "predictions/tickets-dev.safetensors", 356),
+        ("all", "model", 372),
+    ],
 )
 def test_a_disk_that_fills_during_a_run_leaves_whole_files_and_a_run_to_resume(
-    tickets: Path, encoder: Path, tmp_path: Path, keep: str, file: str
+    tickets: Path, encoder: Path, tmp_path: Path, keep: str, file: str, size_kib: int
 ) -> None:
     cfg = outshine.TrainConfig(encoder=str(encoder), max_steps=1, device="cpu", keep=keep)
-    with small_disk(tmp_path / "disk", 8) as disk:
+    with small_disk(tmp_path / "disk", size_kib) as disk:
         run = Run(disk / "run")
         with pytest.raises(outshine.WorldError) as caught:
             outshine.train([Task.load(tickets)], cfg, out=run.path)
@@ -884,7 +889,8 @@ def test_a_disk_that_fills_during_a_run_leaves_whole_files_and_a_run_to_resume(
         )
         assert not run.is_complete
         left = sorted(p.name for p in run.path.rglob("*") if p.is_file())
-        assert left == ["config.json", "log.jsonl"]
+        saved = [] if file.startswith("checkpoint") else ["state.safetensors"]
+        assert left == ["config.json", "log.jsonl", *saved]
 
 
 @contextmanager

@@ -504,7 +504,7 @@ def test_a_closed_pipe_ends_predict_quietly(tmp_path: Path, student: Path) -> No
     source.write_text("my login\n" * 2100, encoding="utf-8")
     process = in_a_process("predict", student, "--input", source)
     assert process.stdout is not None and process.stderr is not None
-    assert process.stdout.readline().startswith('{"tickets"')
+    assert process.stdout.readline().startswith('{"id": 1, "tickets"')
     process.stdout.close()
     assert "Error" not in process.stderr.read()
     assert process.wait(timeout=60) == 1

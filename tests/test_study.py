@@ -525,7 +525,8 @@ def test_a_run_that_diverges_is_recorded_with_a_constant_prediction_and_marked(
         f"seeds = 1\n\n{FROM_TEACHERS}"
         '[[arm]]\nname = "lost"\nchain = "single->single"\nset = { init = "teachers" }\n'
         "[stage.single.task.tickets]\nlr = 1e30\nmax_grad_norm = 0.0\n"
-        '[[arm]]\nname = "burst"\nchain = "multi+finetune"\n'
+        '[[arm]]\nname = "burst"\nchain = "multi"\n'
+        "set = { lr = 1e30, max_grad_norm = 0.0, max_steps = 4 }\n"
         '[[arm]]\nname = "tuned burst"\nchain = "burst+finetune"\n'
     )
     text = study_text(encoder, keys, arms='["single->multi"]')
