@@ -803,7 +803,7 @@ def test_progress_goes_by_bytes_or_rows_and_knows_no_eta_for_a_pipe(
     done = [sum(map(len, rows.read_bytes().splitlines(True)[:n])) for n in (4, 8, 12, 16, 20, 23)]
     found = shares(rows)
     assert [line.split(",")[0] for line in found] == [f"predicting: {n / size:.0%}" for n in done]
-    assert found[-1] == "predicting: 100%, 0:00 left, 23 rows"
+    assert found[-1] == "predicting: 100%, took 0:00, 23 rows"
     table = write_rows(tmp_path / "in.parquet", {"body": TEXTS})
     assert shares(table)[0].startswith("predicting: 17%, 0:0")
     read, write = os.pipe()

@@ -244,6 +244,30 @@ def test_dry_run_refuses_what_train_would_refuse(tickets: Path, encoder: Path) -
     assert "no such task, expected one of tickets" in outshine(*args, "rte=/x", code=2).stderr
 
 
+def test_dry_run_takes_a_start_from_the_teachers_and_refuses_one_that_training_would(
+    tmp_path: Path, tickets: Path, urgency: Path, student: Path, encoder: Path
+) -> None:
+    train = ("train", tickets, "--encoder", encoder, "--set", "init=teachers", "--dry-run")
+    taught = (*train, "--json", "--teacher", f"tickets={student}")
+    facts = json.loads(outshine(*taught).stdout)
+    assert facts["settings"]["init"] == "teachers"
+    assert facts["tasks"]["tickets"]["teachers"] == [str(student)]
+    assert outshine(*train, code=2).stderr == (
+        'cannot use init = "teachers": no teacher is given, expected one or more\n'
+        "hint: give `--teacher TASK=RUN`, or start from the encoder\n"
+    )
+    other = outshine(*taught, "--set", "pooling=mean", code=2).stderr
+    assert other.startswith(
+        f"cannot start from the teacher {student} of 'tickets': pooling auto, expected mean\n"
+    )
+    distill = ("distill", tickets, urgency, "--encoder", encoder, "--out", tmp_path / "all")
+    distill += ("--dry-run", "--json", "--set", "student.init=teachers")
+    runs = json.loads(outshine(*distill).stdout)["runs"]
+    assert [run["settings"]["init"] for run in runs] == ["encoder"] * 3 + ["teachers"]
+    refused = outshine(*distill, "--set", "student.pooling=mean", code=2).stderr
+    assert refused.startswith('cannot distil with init = "teachers": the teachers have pooling')
+
+
 def test_set_wins_over_the_preset(tickets: Path, encoder: Path, tmp_path: Path) -> None:
     result = outshine(
         *("train", tickets, "--encoder", encoder, "--out", tmp_path / "run", "--dry-run"),

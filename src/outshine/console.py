@@ -91,20 +91,29 @@ class _Plain:
 
     def __init__(self, what: str, total: int, done: int) -> None:
         self.what, self.total, self.done, self.first = what, total, done, done
-        self.text = ""
+        self.text = self.said = ""
         self.start = self.last = time.monotonic()
 
     def advance(self, count: int) -> None:
         self.done += count
         now = time.monotonic()
-        if now - self.last >= PLAIN_LINE_EVERY_S:
+        if now - self.last >= PLAIN_LINE_EVERY_S and self.done != self.total:
             self.last = now
-            if not self.total:
-                say(f"{self.what}{self.text}")
-                return
             left = (now - self.start) * (self.total - self.done) / max(1, self.done - self.first)
-            share = self.done / max(1, self.total)
-            say(f"{self.what}: {share:.0%}, {clock(left)} left{self.text}")
+            self._say(f"{clock(left)} left")
+
+    def end(self) -> None:
+        """Says what was done, unless the work was so quick that nothing was said of it."""
+        seconds = time.monotonic() - self.start
+        if seconds >= PLAIN_LINE_EVERY_S:
+            self._say(f"took {clock(seconds)}")
+
+    def _say(self, when: str) -> None:
+        share = f": {self.done / self.total:.0%}, {when}" if self.total else ""
+        line = f"{self.what}{share}{self.text}"
+        if line != self.said:
+            say(line)
+        self.said = line
 
     def note(self, text: str) -> None:
         self.text = f", {text}"
@@ -150,7 +159,9 @@ def progress(what: str, total: int, done: int = 0) -> Iterator[Bar]:
         return
     screen = console()
     if not screen.is_terminal:
-        yield _Plain(what, total, done)
+        plain = _Plain(what, total, done)
+        yield plain
+        plain.end()
         return
     columns = (
         TextColumn("{task.description}"),

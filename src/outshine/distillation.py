@@ -121,8 +121,6 @@ def distill(
     plan = prepare(tasks, cfgs["multi"], sources)
     dev, device = tables_by_task(plan.dev), cfgs["multi"].device
     del plan  # and with it the memory of a model
-    if cfgs[STUDENT].init == "teachers":
-        _check_start(tasks, sources, cfgs)
     for task in tasks:
         if len(dev[task.name]["dev"]) < 2:
             raise UserError(
@@ -204,6 +202,8 @@ def plan_steps(
     ]
     for step in steps:
         settle(step.tasks, step.cfg, step.path, force=True, overrides={})
+    if cfgs[STUDENT].init == "teachers":
+        _check_start(tasks, sources, cfgs)
     return cfgs, steps
 
 

@@ -13,7 +13,7 @@ from outshine import teachers as teaching
 from outshine.config import TrainConfig
 from outshine.console import say
 from outshine.distillation import plan_steps
-from outshine.planning import Plan, describe, prepare, settle
+from outshine.planning import Plan, describe, prepare, run_to_start_from, settle
 from outshine.tasks import Task, unique_tasks
 
 
@@ -43,7 +43,9 @@ def preview(
     for task in tasks:
         for source in sources.get(task.name, []):
             teaching.recognise(source, task)
-    plan = replace(prepare(tasks, cfg, None), teachers=sources)
+            if cfg.init == "teachers":
+                run_to_start_from(source, task, cfg)
+    plan = _plan(tasks, cfg, sources)
     describe(plan)
     return {"out": str(path)} | _facts(plan)
 
@@ -77,10 +79,17 @@ def preview_distillation(
         say(f"\n[{number}/{len(steps)}] {step.title}: {step.path}")
         taught = {task.name: [str(Path(out) / "teachers" / task.name)] for task in tasks} | sources
         last = number == len(steps)
-        plan = replace(prepare(step.tasks, step.cfg, None), teachers=taught if last else {})
+        plan = _plan(step.tasks, step.cfg, taught if last else {})
         describe(plan)
         runs.append({"out": str(step.path)} | _facts(plan))
     return {"runs": runs}
+
+
+def _plan(tasks: tuple[Task, ...], cfg: TrainConfig, sources: dict[str, list[str]]) -> Plan:
+    """The plan of a run whose teachers need not exist yet; it computes nothing of theirs."""
+    start = "encoder" if sources and cfg.init == "teachers" else cfg.init
+    plan = prepare(tasks, cfg.model_copy(update={"init": start}), None)
+    return replace(plan, cfg=cfg, teachers=sources)
 
 
 def _facts(plan: Plan) -> dict[str, Any]:
