@@ -23,8 +23,9 @@ import uvicorn
 from fastapi.testclient import TestClient
 from typer.testing import CliRunner
 
-from outshine import serving
+from outshine import service, serving
 from outshine.cli import app as command_line
+from outshine.errors import UserError
 from outshine.limits import Limits
 from outshine.predicting import Predictor, load
 
@@ -171,7 +172,7 @@ def test_calibrated_answers_are_those_of_predict_and_tasks_say_so(
     run = Path(shutil.copytree(student, tmp_path / "run"))
     apps: list[Any] = []
 
-    def keep(app: Any, listening: socket.socket) -> None:
+    def keep(app: Any, listening: socket.socket, _: int) -> None:
         listening.close()
         apps.append(app)
 
@@ -211,6 +212,20 @@ def test_requests_that_arrive_together_share_a_pass(predictor: Predictor) -> Non
     metrics = asyncio.run(main())
     assert "outshine_pass_requests_count 2.0" in metrics  # the first alone, then the other nine
     assert "outshine_pass_requests_sum 10.0" in metrics
+
+
+def test_freed_memory_is_given_back_every_so_many_passes(
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trimmed: list[int] = []
+    monkeypatch.setattr(service, "PASSES_PER_TRIM", 3)
+    monkeypatch.setattr(service, "trim_memory", lambda: trimmed.append(len(asked)))
+    asked: list[int] = []
+    with client_of(predictor) as client:
+        for number in range(8):
+            asked.append(client.post("/predict", json={"inputs": [TEXT]}).status_code)
+            assert asked[number] == 200
+    assert trimmed == [2, 5]
 
 
 def test_metrics_count_requests_times_passes_and_the_queue(predictor: Predictor) -> None:
@@ -406,6 +421,13 @@ def test_an_unknown_route_or_method_has_a_hint(
     assert answer.headers.get("allow") == (detail.split()[-1] if status == 405 else None)
 
 
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/"])
+def test_what_watches_the_service_may_ask_for_the_head_alone(client: TestClient, path: str) -> None:
+    asked, whole = client.head(path), client.get(path)
+    assert (asked.status_code, asked.content) == (200, b"")
+    assert asked.headers["content-length"] == str(len(whole.content))
+
+
 def test_json_that_is_nested_too_deeply_is_refused(client: TestClient) -> None:
     answer = client.post("/predict", content=b'{"inputs": ' + b"[" * 4900)
     assert (answer.status_code, answer.json()["hint"]) == (400, EXAMPLE)
@@ -488,6 +510,36 @@ def test_while_the_model_is_loaded_the_service_lives_but_is_not_ready(
             }
         may_load.set()
         until(lambda: client.get("/readyz").json() == {"status": "ready"})
+
+
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (UserError("cannot open the run desk: no such folder", "check the path"), None),
+        (RuntimeError("a bug"), "RuntimeError"),
+    ],
+    ids=["a wrong run", "a bug"],
+)
+def test_a_model_that_cannot_be_loaded_is_told_and_logged(
+    error: Exception, why: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    def load_nothing() -> Predictor:
+        raise error
+
+    with TestClient(serving.create_app(load_nothing, run="desk")) as client:
+        until(lambda: "being loaded" not in client.get("/readyz").text)
+        assert client.get("/healthz").json() == {"status": "alive"}
+        for answer in (client.get("/readyz"), client.post("/predict", json={"inputs": [TEXT]})):
+            assert answer.status_code == 503
+            assert "retry-after" not in answer.headers
+            assert answer.json() == {
+                "detail": "the model cannot be loaded: "
+                f"{why or 'cannot open the run desk: no such folder'}",
+                "hint": "the log of the service says more; mend it, and start the service again",
+            }
+    (record,) = caplog.records
+    assert record.getMessage() == "the model cannot be loaded"
+    assert record.exc_info and record.exc_info[1] is error
 
 
 def test_a_bug_is_500_with_a_body_and_the_next_request_is_answered(predictor: Predictor) -> None:
@@ -663,10 +715,10 @@ def serve(*args: str | Path, code: int, env: dict[str, str] | None = None) -> st
 
 
 @contextmanager
-def serving_process(run: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def serving_process(run: Path, *args: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """The command in a process of its own, and the address that it tells."""
     code = "from outshine.cli import main; main()"
-    command = [sys.executable, "-c", code, "serve", str(run), "--port", "0"]
+    command = [sys.executable, "-c", code, "serve", str(run), "--port", "0", *args]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stderr
@@ -741,6 +793,48 @@ def test_while_it_drains_it_is_not_ready_and_a_request_under_way_is_answered(
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("signals", [1, 2])
+def test_a_client_that_reads_no_answer_does_not_keep_the_service_alive(
+    student: Path, signals: int
+) -> None:
+    request = raw_request(json.dumps({"inputs": ["refund"] * 1000}).encode())
+    answered = 'outshine_requests_total{route="/predict",status="200"}'
+    with serving_process(student, "--timeout-s", "1") as (process, url), socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        address = ("127.0.0.1", int(url.rpartition(":")[2]))
+        client.connect(address)
+        client.sendall(request * 120)
+        until(lambda: metric(address, answered) > 0)
+        count = 0.0
+        while (now := metric(address, answered)) > count:  # until the system's buffers are full
+            count = now
+            time.sleep(1)
+        assert count < 120
+        for _ in range(signals):
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.1)
+        assert process.wait(1 + serving.FLUSH_S + 4) == 0
+        assert process.stderr
+        told = "note: connections cut off before all of their answers were read: 1\n"
+        assert process.stderr.read() == told
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="the command `curl` is missing")
+def test_the_commands_of_the_docs_serve_and_ask(student: Path, tmp_path: Path) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "serving.md").read_text(encoding="utf-8")
+    assert re.search(r"^outshine serve runs/desk$", page, re.M)
+    ask = re.search(r"^curl http://127.0.0.1:8000(/predict .*)$", page, re.M)
+    assert ask
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "desk").symlink_to(student)
+    with serving_process(tmp_path / "runs" / "desk") as (process, address):
+        told = subprocess.run(["sh", "-c", f"curl -s {address}{ask[1]}"], capture_output=True)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    (output,) = json.loads(told.stdout)["outputs"]
+    assert output.keys() == {"id", "tickets", "urgency"} and output["id"] == "a1"
+
+
 def test_ctrl_c_ends_with_130(student: Path) -> None:
     with serving_process(student) as (process, address):
         assert httpx2.get(f"{address}/healthz").status_code == 200
@@ -778,6 +872,21 @@ def test_a_run_that_cannot_be_loaded_ends_the_command(student: Path, tmp_path: P
     (copy / "model" / "tasks.json").unlink()
     told = serve(copy, "--port", "0", code=2)
     assert told.startswith(f"cannot load the run {copy}: no weights, expected {copy}/model\n")
+
+
+@pytest.mark.parametrize(("given", "seconds"), [((), 65), (("--keep-alive-s", "7"), 7)])
+def test_a_connection_is_kept_longer_than_proxies_do_or_as_told(
+    given: tuple[str, ...], seconds: int, student: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs: list[uvicorn.Config] = []
+
+    async def keep(server: uvicorn.Server, _: Any, listening: socket.socket) -> None:
+        listening.close()
+        configs.append(server.config)
+
+    monkeypatch.setattr(serving, "_run", keep)
+    serve(student, "--port", "0", *given, code=0)
+    assert [config.timeout_keep_alive for config in configs] == [seconds]
 
 
 def test_without_the_extra_it_says_what_to_install(
@@ -823,7 +932,7 @@ def test_the_key_comes_from_the_file_else_the_environment_and_an_open_door_is_to
     student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys: list[str] = []
-    monkeypatch.setattr(serving, "run_app", lambda _, listening: listening.close())
+    monkeypatch.setattr(serving, "run_app", lambda _, listening, __: listening.close())
     real = serving.create_app
 
     def create_app(*args: Any, **options: Any) -> Any:

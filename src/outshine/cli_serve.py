@@ -10,7 +10,7 @@ import typer
 
 from outshine.command import Calibrated, Device, Format, Precision, RunDir, command
 from outshine.errors import UserError
-from outshine.limits import Limits
+from outshine.limits import KEEP_ALIVE_S, Limits
 
 KEY_VARIABLE = "OUTSHINE_API_KEY"
 DEFAULTS = Limits()
@@ -54,6 +54,9 @@ def serve(
     timeout_s: Annotated[
         float, typer.Option(min=0.001, help="Most seconds from a request to its answer.")
     ] = DEFAULTS.timeout_s,
+    keep_alive_s: Annotated[
+        int, typer.Option(min=0, help="Seconds until a connection without a request is closed.")
+    ] = KEEP_ALIVE_S,
     calibrated: Calibrated = False,
     precision: Format = Precision.fp32,
     device: Device = "auto",
@@ -93,7 +96,7 @@ def serve(
     )
     name = opened.path.resolve().name
     app = serving.create_app(load_run, run=name, limits=limits, api_key=api_key)
-    serving.run_app(app, listening)
+    serving.run_app(app, listening, keep_alive_s)
 
 
 def read_key(path: Path | None) -> str:

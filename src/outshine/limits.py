@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+# Longer than the 60 s for which proxies keep a connection to ask on: nobody asks on a closed one.
+KEEP_ALIVE_S = 65
+
 
 @dataclass(frozen=True)
 class Limits:

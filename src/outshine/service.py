@@ -6,16 +6,20 @@ import asyncio
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import count
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
+from outshine.devices import trim_memory
 from outshine.limits import Limits
 from outshine.micro_batching import MicroBatcher, Pass
 from outshine.predicting import Encoded, Predictor, cut_texts, flag
 from outshine.texts import distinct_texts, row_id, row_texts
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+# Giving memory back takes milliseconds, in which requests wait.
+PASSES_PER_TRIM = 256
 TEXTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
@@ -84,6 +88,7 @@ class Service:
         self.limits = limits
         self.metrics = Metrics()
         self.predictor: Predictor | None = None
+        self.failure: BaseException | None = None  # why the model could not be loaded
         self.draining = False
         self.num_requests = 0
         self._num_texts = 0
@@ -93,7 +98,11 @@ class Service:
         """Loads the model in a thread; from then on the service is ready."""
         predictor = await asyncio.to_thread(_load_and_warm_up, load)
 
+        passes = count(1)
+
         def run(items: list[tuple[Encoded, Collection[str]]]) -> list[dict[str, Any]]:
+            if not next(passes) % PASSES_PER_TRIM:
+                trim_memory()
             return predictor.answer_texts(*zip(*items, strict=True))
 
         self._batcher = MicroBatcher(
@@ -114,11 +123,18 @@ class Service:
         """The model.
 
         Raises:
-            RefusedError: While it is loaded, and while the service shuts down.
+            RefusedError: While it is loaded or if it cannot be, and while the service shuts down.
         """
         if self.draining:
             raise RefusedError(
                 503, "the service is shutting down", "ask another one, or again", Retry_After="5"
+            )
+        if self.failure is not None:
+            why = getattr(self.failure, "message", type(self.failure).__name__)
+            raise RefusedError(
+                503,
+                f"the model cannot be loaded: {why}",
+                "the log of the service says more; mend it, and start the service again",
             )
         if self.predictor is None:
             raise RefusedError(503, "the model is being loaded", "ask again soon", Retry_After="1")

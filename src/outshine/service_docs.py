@@ -113,7 +113,8 @@ PREDICT: dict[str, Any] = {
             _408="The body did not arrive in time",
             _413="Too many bytes or inputs, or too long a text",
             _422="Another shape, an unknown task, a missing column, an empty text",
-            _503="The model is being loaded, the queue is full, or the service shuts down",
+            _503="The model is being loaded or cannot be, the queue is full, or the service shuts "
+            "down",
             _504="No answer in time",
         ),
     },
@@ -142,10 +143,14 @@ TASKS: dict[str, Any] = {
                 },
             ),
         },
-        **_refusals(_401="No API key, or another one", _503="The model is being loaded"),
+        **_refusals(
+            _401="No API key, or another one", _503="The model is being loaded or cannot be"
+        ),
     },
 }
 READY: dict[str, Any] = {
     "summary": "Whether requests are answered now",
-    "responses": _refusals(_503="The model is being loaded, or the service shuts down"),
+    "responses": _refusals(
+        _503="The model is being loaded or cannot be, or the service shuts down"
+    ),
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import hmac
+import logging
 import os
 import signal
 import socket
@@ -29,7 +30,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from outshine import __version__
 from outshine.console import say
 from outshine.errors import UserError, WorldError
-from outshine.limits import Limits
+from outshine.limits import KEEP_ALIVE_S, Limits
 from outshine.predicting import Predictor
 from outshine.service import RefusedError, Service
 from outshine.service_docs import DESCRIPTION, PREDICT, READY, TASKS
@@ -48,8 +49,11 @@ PAGE_HEADERS = {
     "frame-ancestors 'none'",
     "Referrer-Policy": "no-referrer",
 }
+LOGGER = logging.getLogger(__name__)
 # A client that was answered just before the signal has asked again by then.
 DRAIN_AT_LEAST_S = 0.25
+# How long clients may take to read the last answers.
+FLUSH_S = 5.0
 
 
 def create_app(
@@ -66,9 +70,15 @@ def create_app(
     service = Service(limits or Limits())
     limits = service.limits
 
+    def tell(loading: asyncio.Task[None]) -> None:
+        if not loading.cancelled() and (error := loading.exception()):
+            service.failure = error
+            LOGGER.error("the model cannot be loaded", exc_info=error)
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.loading = asyncio.create_task(service.start(load))
+        app.state.loading.add_done_callback(tell)
         yield
         app.state.loading.cancel()
         await service.close()
@@ -122,17 +132,20 @@ def create_app(
     async def metrics() -> Response:
         return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
+    @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz", summary="Whether the process lives")
     async def healthz() -> dict[str, str]:
         return {"status": "alive"}
 
+    @app.head("/readyz", include_in_schema=False)
     @app.get("/readyz", **READY)
     async def readyz() -> dict[str, str]:
         service.ready()
         return {"status": "ready"}
 
     for path, (name, media_type) in PAGE.items():
-        app.add_api_route(path, _file_response(name, media_type), include_in_schema=False)
+        respond = _file_response(name, media_type)
+        app.add_api_route(path, respond, methods=["GET", "HEAD"], include_in_schema=False)
     return app
 
 
@@ -270,27 +283,35 @@ def listen(host: str, port: int) -> socket.socket:
     return listening
 
 
-def server_config(app: FastAPI) -> uvicorn.Config:
+def server_config(app: FastAPI, keep_alive_s: int = KEEP_ALIVE_S) -> uvicorn.Config:
     """How uvicorn serves the application: HTTP/1.1 alone, and on stderr only what is wrong."""
     return uvicorn.Config(
         app,
         http="h11",
         ws="none",
         lifespan="on",
+        timeout_keep_alive=keep_alive_s,
         log_level="warning",
         access_log=False,
         server_header=False,
     )
 
 
-def run_app(app: FastAPI, listening: socket.socket) -> None:
+def run_app(app: FastAPI, listening: socket.socket, keep_alive_s: int = KEEP_ALIVE_S) -> None:
     """Serves until SIGTERM or SIGINT, then finishes what was accepted; a second one ends at once.
+
+    Args:
+        app: What `create_app` made.
+        listening: What `listen` made.
+        keep_alive_s: Seconds after which a connection without a request is closed.
 
     Raises:
         OutshineError: If the model cannot be loaded.
         KeyboardInterrupt: After SIGINT.
     """
-    if asyncio.run(_run(uvicorn.Server(server_config(app)), app, listening)) == signal.SIGINT:
+    LOGGER.addHandler(logging.NullHandler())  # the error that is raised tells it already
+    server = uvicorn.Server(server_config(app, keep_alive_s))
+    if asyncio.run(_run(server, app, listening)) == signal.SIGINT:
         raise KeyboardInterrupt
 
 
@@ -322,9 +343,23 @@ async def _run(server: uvicorn.Server, app: FastAPI, listening: socket.socket) -
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         service.draining = True
         await asyncio.sleep(DRAIN_AT_LEAST_S)
-        while service.num_requests and not server.force_exit:
+        end = loop.time() + service.limits.timeout_s  # by then all have an answer, or 504
+        while service.num_requests and not server.force_exit and loop.time() < end:
             await asyncio.sleep(0.02)
     finally:
         server.should_exit = True
+        await asyncio.wait({serving}, timeout=FLUSH_S)
+        await _cut_off(server)
         await serving
     return stopped.result() if stopped.done() else None
+
+
+async def _cut_off(server: uvicorn.Server) -> None:
+    """Ends the connections of clients that do not read: uvicorn would wait for them for ever."""
+    left = list(server.server_state.connections)
+    for connection in left:
+        connection.transport.abort()
+    if left:
+        say(f"note: connections cut off before all of their answers were read: {len(left)}")
+    if tasks := server.server_state.tasks:
+        await asyncio.wait(tasks, timeout=1)  # cancelled instead, they would be logged as bugs
