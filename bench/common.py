@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import statistics
 import sys
@@ -19,6 +18,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from pairs import LOAD_BEFORE
 
 from outshine import batches, encoders, training
 from outshine.checkpoints import State
@@ -79,7 +79,7 @@ def conditions(args: argparse.Namespace) -> dict[str, Any]:
             **{name: version(name) for name in ("torch", "transformers")},
         },
         "git_commit": git_commit(),
-        "load_average_before": round(os.getloadavg()[0], 2),
+        "load_average_before": LOAD_BEFORE,
     }
 
 

@@ -19,6 +19,8 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
+# Read here, for every benchmark imports this before it works.
+LOAD_BEFORE = round(os.getloadavg()[0], 2)
 WORDS = [
     "the",
     "a",
@@ -83,20 +85,21 @@ WORDS = [
 ]
 
 
-def write_pairs(path: Path, count: int, seed: int) -> None:
-    """Distinct random pairs of about 20 words in all, with a label."""
+def write_pairs(path: Path, count: int, seed: int, longer: int = 1) -> None:
+    """Distinct random pairs of about 20 words in all, or so many times 20, with a label."""
     chance = random.Random(seed)
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["a", "b", "label"])
         for number in range(count):
-            texts = [" ".join(chance.choices(WORDS, k=chance.randint(5, 15))) for _ in range(2)]
+            sizes = [longer * chance.randint(5, 15) for _ in range(2)]
+            texts = [" ".join(chance.choices(WORDS, k=size)) for size in sizes]
             writer.writerow([f"{texts[0]} {number}", texts[1], chance.choice(["no", "yes"])])
 
 
-def task_file(folder: Path, rows: int) -> Path:
+def task_file(folder: Path, rows: int, longer: int = 1) -> Path:
     """A task of such pairs, with 50 dev rows."""
-    write_pairs(folder / "train.csv", rows, 1)
+    write_pairs(folder / "train.csv", rows, 1, longer)
     write_pairs(folder / "dev.csv", 50, 2)
     path = folder / "pairs.toml"
     path.write_text(

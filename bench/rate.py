@@ -7,7 +7,8 @@ Operations of the model are counted by the usual formula, over real tokens alone
 
 for training (forward 2, backward 4; attention likewise 4 and 8), a third of it for a forward pass.
 Embeddings, pooler, heads, norms and the optimizer count nothing. What a program leaves out counts
-as done: behind the last attention Outshine computes one token per row. The share of the matrix
+as done: behind the last attention Outshine computes one token per row. `multiplied` counts what is
+really multiplied, padding with it. The share of the matrix
 rate is operations per second over the rate of bare products, measured in turn with the rest on
 the shapes of the model's linear layers, in the precision of the run.
 """
@@ -17,11 +18,14 @@ from __future__ import annotations
 import statistics
 import time
 from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from common import synchronize
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from outshine.depths import find_layers
 from outshine.forward import Forward
@@ -40,6 +44,13 @@ def operations(model: MultiTaskModel, lengths: np.ndarray, training: bool) -> fl
     weights = sum(m.in_features * m.out_features for m in linear_layers(model))
     attention = 2 * len(layers) * model.network.config.hidden_size * float((lengths**2).sum())
     return (6 if training else 2) * (weights * float(lengths.sum()) + attention)
+
+
+def multiplied(work: Callable[[], Any]) -> int:
+    """Floating-point operations of the matrix products that `work` runs, as torch counts them."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()
 
 
 def matrix_rate(forward: Forward, tokens: int, training: bool) -> float:

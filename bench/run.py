@@ -3,7 +3,8 @@
     python bench/run.py [NAME ...]
 
 Without names it runs all that this machine can; those of a GPU are left out where there is none.
-GLUE files come from the folder in OUTSHINE_GLUE_DIR. On 2 cores all take a few hours: leave the
+One that fails is named at the end, with exit code 1, and the others run all the same. GLUE files
+come from the folder in OUTSHINE_GLUE_DIR. On 2 cores all take a few hours: leave the
 machine alone meanwhile. `make docs` puts the numbers into docs/performance.md.
 """
 
@@ -49,6 +50,7 @@ def main() -> None:
     )
     parser.add_argument("names", nargs="*", choices=[[], *every], metavar="NAME")
     names = parser.parse_args().names or list(every)
+    failed = []
     for name in names:
         if name in GPU_BENCHES and not torch.cuda.is_available():
             print(f"{name}: left out, for there is no GPU", file=sys.stderr)
@@ -56,8 +58,13 @@ def main() -> None:
         script, *words = shlex.split(every[name])
         print(f"{name}: python bench/{every[name]}", file=sys.stderr)
         command = [sys.executable, str(Path(__file__).with_name(script)), *words]
-        printed = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
-        (RESULTS / f"{name}.json").write_bytes(printed)
+        done = subprocess.run(command, stdout=subprocess.PIPE)
+        if done.returncode:
+            failed.append(name)
+            continue
+        (RESULTS / f"{name}.json").write_bytes(done.stdout)
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}; what each said stands above")
 
 
 if __name__ == "__main__":

@@ -4,10 +4,11 @@
 
 Trains made-up pairs (about 20 words) for one pass, each time in a fresh process with an empty
 cache: so many rows, 4 and 16 times as many; so many draws from 1, 2, 5, 10 and 50 tasks, which are
-the same rows under so many names; and 128 rows per step in one process of one thread, then in two
-at once. Reports seconds by the clock and of the processor (machines are shared), the peak memory,
-and the processor time before the first step. The sides take turns; values are medians. Prints one
-JSON object.
+the same rows under so many names; and 128 rows per step by `outshine train` in one process of one
+thread, then in two under torchrun, which divide every step (DDP): seconds of the steps alone, as
+the run's own log has them. Reports seconds by the clock and of the processor (machines are shared),
+the peak memory, and the processor time before the first step. The sides take turns; values are
+medians. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from __future__ import annotations
 import json
 import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -29,6 +32,7 @@ from outshine.tasks import Task
 
 TIMES_ROWS = (1, 4, 16)
 NUM_TASKS = (1, 2, 5, 10, 50)
+DDP_BATCH = 128
 KEYS = ("prepare_cpu_s", "seconds", "cpu_s", "peak_mb", "cpu_ms_per_row", "cpu_us_per_token")
 
 
@@ -80,6 +84,22 @@ def medians(found: Mapping[str, list[dict[str, Any]]]) -> dict[str, Any]:
     return table
 
 
+def steps_s(folder: Path, encoder: str, processes: int, _: int) -> float:
+    """Seconds of the steps of one run that so many processes of one thread train together."""
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m"]
+    settings = [f"batch_size={DDP_BATCH}", "epochs=1", "keep=metrics", "device=cpu"]
+    with tempfile.TemporaryDirectory() as out:
+        words = [*(torchrun if processes > 1 else []), "outshine", "train", f"{folder}/pairs.toml"]
+        words += ["--encoder", encoder, "--out", f"{out}/run"]
+        words += [word for setting in settings for word in ("--set", setting)]
+        env = os.environ | {"OMP_NUM_THREADS": "1", "OUTSHINE_CACHE_DIR": str(folder)}
+        subprocess.run(
+            [sys.executable, "-m", *words], check=True, stdout=subprocess.DEVNULL, env=env
+        )
+        last = Path(out, "run", "log.jsonl").read_text().splitlines()[-1]
+    return float(json.loads(last)["elapsed_s"])
+
+
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--rows", type=int, default=320)
@@ -115,14 +135,14 @@ def main() -> None:
             sides = {str(count): partial(alone, work(tasks=count)) for count in NUM_TASKS}
             content["tasks"] = medians(in_turn(sides, args.pairs))
         if "processes" in args.only:
-            given = work(4, batch_size=128, threads=1)
-            both = {
-                str(count): lambda _, count=count: together(__file__, [given] * count)[0]
-                for count in (1, 2)
-            }
+            both = {str(n): partial(steps_s, folders[4], args.encoder, n) for n in (1, 2)}
             seconds = in_turn(both, args.pairs)
-            rates = ratios([2 * s for s in seconds["1"]], seconds["2"])
-            content["processes"] = {"batch_size": 128, "rows_each": 4 * args.rows, "gain": rates}
+            content["processes"] = {
+                "batch_size": DDP_BATCH,
+                "rows": 4 * args.rows,
+                "seconds": {n: round(statistics.median(s), 2) for n, s in seconds.items()},
+                "gain": ratios(seconds["1"], seconds["2"]),
+            }
     print(json.dumps({"bench": "scaling"} | conditions(args) | content, indent=2))
 
 

@@ -34,7 +34,6 @@ def plan(work: Mapping[str, Any], seed: int) -> Plan:
         device=work["device"],
         preset="bam-single",
         dropout=DROPOUT,
-        attention_dropout=DROPOUT,
         log_every=100,
         seed=seed,
         **limit,

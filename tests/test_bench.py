@@ -16,10 +16,11 @@ import torch
 
 from outshine import console
 from outshine.model import build_model
+from outshine.runs import Run
 from outshine.tasks import Task
 
 BENCH = Path(__file__).parent.parent / "bench"
-MODULES = ("common", "logits", "pairs", "rate", "run", "tables", "train", "trainer")
+MODULES = ("common", "logits", "pairs", "rate", "run", "scaling", "tables", "train", "trainer")
 
 
 @pytest.fixture
@@ -80,6 +81,7 @@ def test_a_benchmark_of_the_engine_runs_to_its_end(
     (numbers,) = found.get("runs", [found])
     share = numbers["share_of_matrix_rate"]
     assert (share["outshine"] if name == "train" else share)["median"] > 0
+    assert 0.3 < numbers["multiplied_of_formula"] < 3
     if name == "train":
         assert numbers["rows"] == 24
         assert {*numbers["rows_per_s"]} == {"outshine", "defaults", "tuned"}
@@ -111,6 +113,85 @@ def test_the_operations_of_one_padded_row_are_those_that_torch_counts(
     pooler = 2 * 32 * 32
     wanted = bench("rate").operations(model, np.array([24]), False)
     assert counter.get_total_flops() - pooler == wanted
+
+
+def test_what_is_multiplied_counts_the_backward_pass(bench: Any) -> None:
+    x, w = torch.randn(2, 3), torch.randn(3, 5, requires_grad=True)
+    multiplied = bench("rate").multiplied
+    assert multiplied(lambda: x @ w) == 2 * 2 * 3 * 5
+    assert multiplied(lambda: (x @ w).sum().backward()) == 2 * (2 * 2 * 3 * 5)
+
+
+def test_a_goal_says_whether_it_is_reached_and_what_was_really_multiplied(
+    bench: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    tables = bench("tables")
+    share = {"outshine": {"median": 0.62, "pairs": [0.6, 0.65]}}
+    run = {
+        "batch_size": 128,
+        "precision": "bf16",
+        "share_of_matrix_rate": share,
+        "multiplied_of_formula": 0.9,
+    }
+    found = {"machine": "A, 2 cores", "threads": 2, "command": "python bench/x.py", "runs": [run]}
+    (tmp_path / "train-glue.json").write_text(json.dumps(found))
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    goal = "| share of the matrix rate, mixed GLUE, batch 128 | 60 % | 2 cores "
+    (line,) = [line for line in tables.goals() if line.startswith(goal)]
+    wanted = "| 62 % (60 to 65), 56 % as multiplied, bf16 | reached | A, 2 cores, 2 threads | "
+    assert line == f"{goal}{wanted}`python bench/x.py` |"
+    share["outshine"]["median"] = 0.59
+    (tmp_path / "train-glue.json").write_text(json.dumps(found))
+    (line,) = [line for line in tables.goals() if line.startswith(goal)]
+    assert "| missed |" in line
+
+
+def test_a_benchmark_that_fails_is_named_and_the_others_run(
+    bench: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run = bench("run")
+    (tmp_path / "bad.py").write_text("raise SystemExit(3)")
+    (tmp_path / "good.py").write_text("print(1)")
+    monkeypatch.setattr(run, "BENCHES", {"bad": "bad.py", "good": "good.py", "worse": "bad.py"})
+    monkeypatch.setattr(run, "GPU_BENCHES", {})
+    monkeypatch.setattr(run, "RESULTS", tmp_path)
+    monkeypatch.setattr(run, "__file__", str(tmp_path / "run.py"))
+    monkeypatch.setattr(sys, "argv", ["bench/run.py"])
+    with pytest.raises(SystemExit) as caught:
+        run.main()
+    assert caught.value.code == "failed: bad, worse; what each said stands above"
+    assert [path.name for path in tmp_path.glob("*.json")] == ["good.json"]
+
+
+def test_the_load_that_is_told_is_that_before_the_work(
+    bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import argparse
+    import os
+
+    monkeypatch.setattr(os, "getloadavg", lambda: (1.5, 0.0, 0.0))
+    common = bench("common")
+    monkeypatch.setattr(os, "getloadavg", lambda: (9.0, 0.0, 0.0))
+    found = common.conditions(argparse.Namespace(encoder="builtin", device="cpu"))
+    assert found["load_average_before"] == 1.5
+
+
+def test_the_two_processes_that_are_timed_train_one_model(
+    bench: Any, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scaling = bench("scaling")
+    bench("pairs").task_file(tmp_path, 128)
+    runs = []
+    real = scaling.subprocess.run
+
+    def watched(command: list[str], **options: Any) -> Any:
+        done = real(command, **options)
+        runs.append(Run(Path(command[command.index("--out") + 1])).info())
+        return done
+
+    monkeypatch.setattr(scaling.subprocess, "run", watched)
+    assert scaling.steps_s(tmp_path, str(encoder), 2, 0) > 0
+    assert [(run["num_processes"], run["steps"], run["rows"]) for run in runs] == [(2, 1, 128)]
 
 
 def test_ratios_are_taken_pair_by_pair(bench: Any) -> None:
