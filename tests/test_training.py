@@ -10,7 +10,10 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -30,7 +33,7 @@ from outshine.config import TrainConfig, resolve
 from outshine.errors import DivergedError, UserError
 from outshine.kinds import softmax
 from outshine.losses import micro_batch_loss
-from outshine.planning import Plan, describe, prepare
+from outshine.planning import Plan, describe, prepare, warn_overlap
 from outshine.predicting import load
 from outshine.predictions import Predictions
 from outshine.runs import Run
@@ -157,6 +160,29 @@ def test_task_weight_is_the_share_of_a_row_in_the_mean(cfg: TrainConfig, tasks: 
     assert sum(float(loss.detach()) for loss, _ in parts) == pytest.approx(top / bottom, rel=1e-6)
 
 
+@pytest.mark.parametrize("option", ["compile", "gradient_checkpointing"])
+def test_other_ways_to_compute_give_the_same_losses(
+    option: str,
+    cfg: TrainConfig,
+    tasks: dict,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # what is traced is run as it is: to translate it into C++ would take a minute
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    settings = {"dropout": 0.0, "precision": "fp32", "log_every": 1, "max_steps": 2}
+    plain, other = (
+        train([tasks["tickets"]], cfg, out=tmp_path / str(on), **settings | {option: on})
+        for on in (False, True)
+    )
+    curves = [[line["loss"] for line in log_of(run)] for run in (plain, other)]
+    assert curves[1] == pytest.approx(curves[0], abs=1e-5)
+    compiled = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert (compiled > 0) == (option == "compile")
+
+
 # --- the mixture ----------------------------------------------------------------------------
 
 
@@ -178,6 +204,31 @@ def test_max_train_rows_takes_a_subset_that_no_seed_changes(cfg: TrainConfig, ta
     assert [len(chosen) for chosen in few] == [10, 10, 20]
     assert all(a < b for a, b in zip(few, more, strict=True))
     assert {row % 48 for row in few[2]} == {row for row in few[2] if row < 48}
+
+
+def test_the_check_for_overlap_keeps_few_bytes_per_row(
+    cfg: TrainConfig, tasks: dict, capsys: pytest.CaptureFixture[str]
+) -> None:
+    part = plan_of({"tickets": tasks["tickets"]}, cfg).mixture.parts[0]
+    count = 20_000
+    rows = np.arange(3 * count, dtype=np.int32)
+    big = replace(
+        part.table,
+        tokens=rows,
+        offsets=np.arange(0, 3 * count + 1, 3),
+        gold=np.zeros(count, np.float32),
+        num_originals=count,
+    )
+    dev = replace(part.table, tokens=rows[9:], offsets=np.array([0, 3, 6, 8]), gold=np.zeros(3))
+    tracemalloc.start()
+    try:
+        warn_overlap([tasks["tickets"]], {"tickets": big}, {("tickets", "dev"): dev})
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 64 * count
+    warning = "warning: 2 of 3 dev rows of tickets stand in train\n"
+    assert capsys.readouterr().err.endswith(warning)
 
 
 def test_a_set_seen_more_than_fifty_times_is_warned_of(

@@ -23,7 +23,6 @@ from outshine.depths import parameter_depths
 from outshine.devices import pick_device, pick_precision
 from outshine.distributed import ALONE, Team
 from outshine.errors import UserError
-from outshine.files import digest
 from outshine.forward import Forward, make_forward
 from outshine.graph import other_start
 from outshine.model import (
@@ -144,7 +143,7 @@ def prepare(
         "start": {"weights": start, "tokenizer": tokenizer_fingerprint(tokenizer)},
         "data": {name: table.data for name, table in tables.items()},
         "rows": {
-            part.table.task.name: digest([part.table.ids[row] for row in part.rows.tolist()])
+            part.table.task.name: hashlib.sha256(part.rows.tobytes()).hexdigest()
             for part in mixture.parts
         },
         "teachers": {
@@ -334,24 +333,20 @@ def warn_overlap(
 ) -> None:
     """Warns of dev rows whose tokens also stand in train, with their count."""
     for task in tasks:
-        train_rows = row_digests(tables[task.name])
+        train = tables[task.name]
+        known = row_digests(train)[: train.num_originals]
         for (name, split), table in dev.items():
             if name == task.name:
-                shared = sum(row in train_rows for row in row_digests_list(table))
+                shared = int(np.isin(row_digests(table), known).sum())
                 if shared:
                     say(f"warning: {shared} of {len(table)} {split} rows of {name} stand in train")
 
 
-def row_digests_list(table: TokenTable) -> list[int]:
-    """One number per row that tells rows of different tokens apart."""
+def row_digests(table: TokenTable) -> np.ndarray:
+    """(N,) int64 numbers that tell rows of different tokens apart, within one process."""
     tokens = np.asarray(table.tokens)
-    bounds = table.offsets.tolist()
-    return [hash(tokens[start:stop].tobytes()) for start, stop in pairwise(bounds)]
-
-
-def row_digests(table: TokenTable) -> set[int]:
-    """The numbers of `row_digests_list` for the rows that are not swapped."""
-    return set(row_digests_list(table)[: table.num_originals])
+    hashes = (hash(tokens[start:stop].tobytes()) for start, stop in pairwise(table.offsets))
+    return np.fromiter(hashes, np.int64, len(table))
 
 
 def describe(plan: Plan) -> None:
