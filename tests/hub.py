@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -30,6 +30,8 @@ class Hub:
     url: str = ""
     requests: list[str] = field(default_factory=list)
     status: int = 200  # any other: the answer to every request
+    silent: bool = False  # whether it accepts requests and never answers
+    closing: Event = field(default_factory=Event)
 
 
 @contextmanager
@@ -42,6 +44,7 @@ def serving(folder: Path) -> Iterator[Hub]:
     try:
         yield hub
     finally:
+        hub.closing.set()
         server.shutdown()
         server.server_close()
 
@@ -82,6 +85,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, body: str = "") -> None:
         self.hub.requests.append(f"{self.command} {self.path}")
+        if self.hub.silent:
+            self.hub.closing.wait()
         if self.hub.status != 200:
             return self._send(self.hub.status, b"")
         url = urlsplit(self.path)

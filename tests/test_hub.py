@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -22,6 +23,7 @@ import outshine
 from outshine import encoders, readers
 from outshine.errors import OutshineError, UserError, WorldError
 from outshine.exporting import push_to_hub
+from outshine.hub import asking_the_hub
 from outshine.tasks import Task
 
 # Configuration of nyu-mll/glue -> its two text columns, its classes, and split -> labels.
@@ -190,8 +192,13 @@ def test_weights_in_the_older_format_are_downloaded_where_there_are_no_others(
 def test_a_repository_without_weights_is_refused(server: hub.Hub, client: Callable) -> None:
     client(server.url)
     (server.folder / "models/org/tiny/model.safetensors").unlink()
-    with pytest.raises(UserError, match=r"cannot load the encoder org/tiny: no weights, expected"):
+    with pytest.raises(UserError) as caught:
         encoders.locate("org/tiny")
+    assert str(caught.value) == (
+        "cannot load the encoder org/tiny: no weights, expected model.safetensors or "
+        "model.safetensors.index.json or pytorch_model.bin in it\n"
+        "hint: expected a folder in Hugging Face layout, a hub id, or `builtin`"
+    )
 
 
 # --- a hub that says no, or nothing ---------------------------------------------------------
@@ -209,6 +216,10 @@ def read_data_set() -> None:
     list(readers.read_rows(on_hub(hub="org/nothing"), "train"))
 
 
+NO_ANSWER = (
+    "check the network and HF_ENDPOINT, or give local files; "
+    "HF_HUB_OFFLINE=1 uses what was downloaded before"
+)
 ASKING = {
     "cannot load the encoder org/nothing: no such folder, and ": locate_encoder,
     "cannot load the teacher org/nothing: no such folder, and ": locate_teacher,
@@ -238,7 +249,7 @@ def test_an_unknown_repository_is_the_users_mistake(
     error = refusal(ASKING[what])
     assert isinstance(error, UserError)
     assert error.message == what + "no such repository on the hub"
-    assert "check the spelling" in error.hint
+    assert error.hint == ("check the spelling; private and gated repositories need `hf auth login`")
 
 
 @pytest.mark.parametrize("what", ASKING)
@@ -248,8 +259,35 @@ def test_a_hub_behind_a_closed_port_is_not_asked_again(
     client(closed_port)
     error = refusal(ASKING[what])
     assert isinstance(error, WorldError)
-    assert error.message.startswith(what + "the hub does not answer (")
-    assert "HF_ENDPOINT" in error.hint
+    assert error.message == what + "the hub does not answer ([Errno 111] Connection refused)"
+    assert error.hint == NO_ANSWER
+
+
+@pytest.mark.parametrize("what", ASKING)
+def test_a_hub_that_stays_silent_is_given_up(
+    server: hub.Hub, client: Callable, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 0.2)
+    server.silent = True
+    client(server.url)
+    error = refusal(ASKING[what])
+    assert isinstance(error, WorldError)
+    assert error.message == what + "the hub does not answer (timed out)"
+    assert error.hint == NO_ANSWER
+
+
+def test_an_encoder_that_was_downloaded_is_found_while_the_hub_stays_silent(
+    server: hub.Hub, client: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    client(server.url)
+    folder = encoders.locate("org/tiny")
+    monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 0.2)
+    server.silent = True
+    assert encoders.locate("org/tiny") == folder
 
 
 @pytest.mark.parametrize("what", ASKING)
@@ -260,7 +298,13 @@ def test_a_hub_that_answers_500_is_not_asked_again(
     client(server.url)
     error = refusal(ASKING[what])
     assert isinstance(error, WorldError)
-    assert error.message.startswith(what + "the hub does not answer (Server error '500")
+    asked = {read_data_set: "datasets/org/nothing"}
+    address = asked.get(ASKING[what], "models/org/nothing/revision/main")
+    assert error.message == (
+        f"{what}the hub does not answer (Server error '500 Internal Server Error' for url "
+        f"'{server.url}/api/{address}')"
+    )
+    assert error.hint == NO_ANSWER
 
 
 @pytest.mark.parametrize("what", ASKING)
@@ -274,14 +318,79 @@ def test_an_offline_client_says_that_it_is_offline(
     error = refusal(ASKING[what])
     assert isinstance(error, WorldError)
     assert error.message == what + "not downloaded before, and the hub client is offline"
+    assert error.hint == "unset HF_HUB_OFFLINE, or give local files"
     assert not [line for line in server.requests if "nothing" in line]
 
 
 def test_a_missing_datasets_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(UserError, match="the package `datasets` is missing") as caught:
+    with pytest.raises(UserError) as caught:
         list(readers.read_rows(on_hub(hub="org/absent"), "train"))
-    assert caught.value.hint == "pip install 'outshine[hub]'"
+    assert str(caught.value) == (
+        "cannot read org/absent from the hub: the package `datasets` is missing\n"
+        "hint: pip install 'outshine[hub]'"
+    )
+
+
+# --- a disk that is full or read-only ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("number", "reason"),
+    [
+        (errno.ENOSPC, "No space left on device"),
+        (errno.EDQUOT, "Disk quota exceeded"),
+        (errno.EFBIG, "File too large"),
+    ],
+)
+def test_a_full_disk_is_no_silent_hub(number: int, reason: str) -> None:
+    from huggingface_hub import constants
+
+    with pytest.raises(WorldError) as caught, asking_the_hub("cannot load the encoder org/tiny"):
+        raise OSError(number, reason)
+    assert str(caught.value) == (
+        f"cannot write {constants.HF_HOME}: {reason}\n"
+        "hint: free some space, or choose a folder on another disk"
+    )
+
+
+@pytest.mark.parametrize(
+    ("number", "reason"),
+    [(errno.EACCES, "Permission denied"), (errno.EROFS, "Read-only file system")],
+)
+def test_a_read_only_cache_is_no_silent_hub(number: int, reason: str) -> None:
+    with pytest.raises(WorldError) as caught, asking_the_hub("cannot load the encoder org/tiny"):
+        raise OSError(number, reason, "/cache/hub")
+    assert str(caught.value) == (
+        f"cannot write /cache/hub: {reason}\nhint: choose a folder that can be written"
+    )
+
+
+READ_WITH_SMALL_FILES = """
+import resource, sys
+import datasets
+import pyarrow.parquet
+from outshine import Task, encoders, errors, readers
+task = Task.load("tickets.toml")
+resource.setrlimit(resource.RLIMIT_FSIZE, (800, 800))
+for ask in (lambda: encoders.locate("org/tiny"), lambda: list(readers.read_rows(task, "train"))):
+    try:
+        ask()
+    except errors.WorldError as error:
+        print(error.message)
+"""
+
+
+def test_files_that_the_cache_cannot_hold_are_told(
+    server: hub.Hub, python: Callable, tmp_path: Path
+) -> None:
+    (tmp_path / "tickets.toml").write_text(
+        'name = "tickets"\ntext = "body"\nlabel = "team"\nlabels = ["billing", "tech"]\n'
+        '[files]\nhub = "org/tickets"\ntrain = "train"\n'
+    )
+    done = python(server.url, READ_WITH_SMALL_FILES)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [f"cannot write {tmp_path / 'hf'}: File too large"] * 2
 
 
 # --- whole ways, in processes of their own --------------------------------------------------
@@ -363,9 +472,17 @@ def test_an_own_task_reads_a_data_set_of_the_hub(
     rows, unlabelled, config, split, column, *cells = done.stdout.splitlines()
     assert rows == "[('a', ('my login',), 1.0)]"
     assert unlabelled == "1"
-    assert config.startswith("cannot read org/tickets from the hub: BuilderConfig 'nope' not found")
-    assert split.startswith('cannot read org/tickets from the hub: Unknown split "nope"')
-    assert column.startswith("cannot read org/tickets:train: column 'bdy' missing (did you mean")
+    assert config == (
+        "cannot read org/tickets from the hub: BuilderConfig 'nope' not found. "
+        "Available: ['default']"
+    )
+    assert split == (
+        "cannot read org/tickets from the hub: Unknown split \"nope\". Should be one of ['train']."
+    )
+    assert column == (
+        "cannot read org/tickets:train: column 'bdy' missing (did you mean 'body'?), expected one "
+        "of body, team, key, words (org/tickets:train:1)"
+    )
     assert cells == [
         "cannot read org/tickets:train: 2 problems",
         "  column 'words': ['my', 'login'], expected a text or a number (org/tickets:train:1)",
@@ -413,8 +530,21 @@ def test_the_command_ends_with_the_code_of_the_error(
     )
     done = python(server.url, COMMAND, "tasks", "check", str(path))
     assert done.returncode == code, done.stderr
-    assert "cannot read org/absent from the hub: " in done.stderr
-    assert "\nhint: " in done.stderr
+    found, hint = {
+        2: (
+            "no such repository on the hub",
+            "check the spelling; private and gated repositories need `hf auth login`",
+        ),
+        1: (
+            "the hub does not answer (Server error '500 Internal Server Error' for url "
+            f"'{server.url}/api/datasets/org/absent')",
+            NO_ANSWER,
+        ),
+    }[code]
+    assert done.stderr.splitlines()[-2:] == [
+        f"cannot read org/absent from the hub: {found}",
+        f"hint: {hint}",
+    ]
     assert "Traceback" not in done.stderr
 
 
@@ -506,8 +636,11 @@ def test_a_run_that_is_neither_here_nor_on_the_hub_is_refused(
 
 def test_what_is_no_export_is_not_pushed(server: hub.Hub, client: Callable, student: Path) -> None:
     client(server.url)
-    with pytest.raises(UserError, match=r"^cannot read .*export\.json: no such file"):
+    with pytest.raises(UserError) as caught:
         push_to_hub(student, "org/desk")
+    assert str(caught.value) == (
+        f"cannot read {student / 'export.json'}: no such file\nhint: check the path"
+    )
     assert server.requests == []
 
 
@@ -523,5 +656,9 @@ def test_a_push_that_is_not_allowed_is_the_users_mistake(
             f"cannot push {exported} to org/desk: the hub does not allow it (status {status})\n"
             "hint: log in with `hf auth login`, with a token that may do this"
         )
-    with pytest.raises(UserError, match="no such repository on the hub"):
+    with pytest.raises(UserError) as caught:
         push_to_hub(exported, "no/such/name")
+    assert str(caught.value) == (
+        f"cannot push {exported} to no/such/name: no such repository on the hub\n"
+        "hint: check the spelling; private and gated repositories need `hf auth login`"
+    )

@@ -21,8 +21,8 @@ MAX_LINES = 400
 LAYERS = (
     "errors kinds limits metrics micro_batching schedules seeds service_docs stats",
     "processes",
-    "console",
-    "analysis chains files hub margin report_tables",
+    "console files",
+    "analysis chains hub margin report_tables",
     "encoders report_figures tasks",
     "cells config glue_tasks predictions report_html runs",
     "inputs outputs readers report texts",

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from outshine.errors import UserError, WorldError
+from outshine.files import world_errors
+
+# Of a disk, not of a network.
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
 
 
 @contextmanager
@@ -21,14 +27,17 @@ def asking_the_hub(what: str, tried: str = "") -> Iterator[None]:
 
     Raises:
         UserError: If the hub has no such repository, or does not show it to us.
-        WorldError: If the hub does not answer, or its answer cannot be kept.
+        WorldError: If the hub does not answer, or its answer cannot be kept on the disk.
     """
-    from huggingface_hub import is_offline_mode
+    from huggingface_hub import constants, is_offline_mode
     from huggingface_hub.errors import HFValidationError, HTTPError, RepositoryNotFoundError
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils import disable_progress_bars, get_session
 
     if not sys.stderr.isatty():
         disable_progress_bars()
+    hooks = get_session().event_hooks["request"]
+    if _limit_waiting not in hooks:
+        hooks.append(_limit_waiting)
     try:
         yield
     except (HFValidationError, RepositoryNotFoundError) as error:
@@ -37,6 +46,10 @@ def asking_the_hub(what: str, tried: str = "") -> Iterator[None]:
             "check the spelling; private and gated repositories need `hf auth login`",
         ) from error
     except (HTTPError, OSError) as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, OSError) and cause.errno in _DISK:
+            with world_errors(Path(cause.filename or constants.HF_HOME)):
+                raise cause from None
         status = getattr(getattr(error, "response", None), "status_code", None)
         if status in (401, 403):
             raise UserError(
@@ -48,13 +61,24 @@ def asking_the_hub(what: str, tried: str = "") -> Iterator[None]:
                 f"{what}: {tried}not downloaded before, and the hub client is offline",
                 "unset HF_HUB_OFFLINE, or give local files",
             ) from error
-        cause = error.__cause__ or error
         first_line = str(cause).split("\n")[0] or type(cause).__name__
         raise WorldError(
             f"{what}: {tried}the hub does not answer ({first_line})",
             "check the network and HF_ENDPOINT, or give local files; "
             "HF_HUB_OFFLINE=1 uses what was downloaded before",
         ) from error
+
+
+def _limit_waiting(request: Any) -> None:
+    """Limits the questions that the client asks without a limit: a silent hub would hold them."""
+    from huggingface_hub import constants
+
+    limits = request.extensions["timeout"]
+    if request.method in ("GET", "HEAD"):
+        request.extensions["timeout"] = {
+            key: constants.HF_HUB_ETAG_TIMEOUT if limit is None else limit
+            for key, limit in limits.items()
+        }
 
 
 @cache
@@ -88,6 +112,9 @@ def data_set_split(repository: str, config: str, split: str) -> Any:
         try:
             return datasets.load_dataset(repository, config or None, split=split, revision=revision)
         except (datasets.exceptions.DatasetsError, ValueError, RuntimeError) as error:
+            cause = error.__cause__
+            if isinstance(cause, OSError) and cause.errno in _DISK:
+                raise cause from None
             raise UserError(
                 f"{what}: {error}", "check the id, the configuration and the split"
             ) from error
@@ -103,4 +130,4 @@ def _revision(repository: str) -> str | None:
 
     if is_offline_mode():
         return None  # then load_dataset takes what was downloaded last
-    return HfApi().dataset_info(repository, timeout=10).sha
+    return HfApi().dataset_info(repository).sha
