@@ -813,7 +813,7 @@ def test_a_client_that_reads_no_answer_does_not_keep_the_service_alive(
         for _ in range(signals):
             process.send_signal(signal.SIGTERM)
             time.sleep(0.1)
-        assert process.wait(1 + serving.FLUSH_S + 4) == 0
+        assert process.wait(1 + serving.FLUSH_S + 20) == 0  # machines are shared
         assert process.stderr
         told = "note: connections cut off before all of their answers were read: 1\n"
         assert process.stderr.read() == told

@@ -324,9 +324,12 @@ async def _run(server: uvicorn.Server, app: FastAPI, listening: socket.socket) -
     loop = asyncio.get_running_loop()
     stopped: asyncio.Future[int] = loop.create_future()
 
+    # not uvicorn's force_exit, which cancels the application and logs that as a bug
+    hurried = asyncio.Event()
+
     def stop(number: int) -> None:
         if stopped.done():
-            server.force_exit = True
+            hurried.set()
         else:
             stopped.set_result(number)
 
@@ -344,11 +347,13 @@ async def _run(server: uvicorn.Server, app: FastAPI, listening: socket.socket) -
         service.draining = True
         await asyncio.sleep(DRAIN_AT_LEAST_S)
         end = loop.time() + service.limits.timeout_s  # by then all have an answer, or 504
-        while service.num_requests and not server.force_exit and loop.time() < end:
+        while service.num_requests and not hurried.is_set() and loop.time() < end:
             await asyncio.sleep(0.02)
     finally:
         server.should_exit = True
-        await asyncio.wait({serving}, timeout=FLUSH_S)
+        end = loop.time() + FLUSH_S
+        while not serving.done() and not hurried.is_set() and loop.time() < end:
+            await asyncio.sleep(0.02)
         await _cut_off(server)
         await serving
     return stopped.result() if stopped.done() else None
@@ -363,3 +368,4 @@ async def _cut_off(server: uvicorn.Server) -> None:
         say(f"note: connections cut off before all of their answers were read: {len(left)}")
     if tasks := server.server_state.tasks:
         await asyncio.wait(tasks, timeout=1)  # cancelled instead, they would be logged as bugs
+    server.force_exit = bool(server.server_state.tasks)
