@@ -247,8 +247,9 @@ def demo() -> str:
     assert origin, f"{DEMO}: the first line is not `# COMMAND; MACHINE; commit HASH`"
     command, machine, commit = origin.groups()
     shown, _, _ = text[text.index("Dev scores in percent") :].partition("\nAsk it yourself")
+    shown = "\n".join(line.rstrip() for line in shown.strip().splitlines())
     return (
-        f"```text\n{shown.strip()}\n```\n\n(`{command}` on {machine}, commit {commit[:10]}; from "
+        f"```text\n{shown}\n```\n\n(`{command}` on {machine}, commit {commit[:10]}; from "
         "[its output](results/demo/output.txt).)"
     )
 

@@ -147,19 +147,21 @@ def _one_group(lengths: np.ndarray) -> list[np.ndarray]:
 
 
 @cache
-def _has_varlen(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether that kernel is there and agrees with the rectangles; it is asked once."""
+def _has_varlen(
+    device: torch.device, dtype: torch.dtype, size: int = 64, window: int | None = None
+) -> bool:
+    """Whether that kernel takes heads of this size and agrees with the rectangles."""
     if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
         return False
-    q, k, v = torch.arange(3 * 8 * 64.0, device=device).sin().to(dtype).view(3, 8, 1, 64)
+    q, k, v = torch.arange(24.0 * size, device=device).sin().to(dtype).view(3, 8, 1, size)
     segments = Segments(np.array([5, 3]), 2, device, _one_group)
     try:
         with torch.no_grad():
-            found = [_varlen(q, k, v, segments, 0.125, None, heads) for heads in (False, True)]
+            found = [_varlen(q, k, v, segments, 0.125, window, heads) for heads in (False, True)]
     except (ImportError, NotImplementedError, RuntimeError, TypeError, ValueError):
         return False
     wanted = [
-        _SegmentAttention.apply(q, k, v, segments, 0.125, 0.0, None, heads)
+        _SegmentAttention.apply(q, k, v, segments, 0.125, 0.0, window, heads)
         for heads in (False, True)
     ]
     return all(
@@ -196,7 +198,7 @@ def attention(
         return out, None
     q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
     scale = scaling if scaling is not None else q.shape[-1] ** -0.5
-    if not dropout and _has_varlen(q.device, q.dtype):
+    if not dropout and _has_varlen(q.device, q.dtype, q.shape[-1], sliding_window):
         out = _varlen(q, k, v, segments, scale, sliding_window, heads_only)
     else:
         out = _SegmentAttention.apply(q, k, v, segments, scale, dropout, sliding_window, heads_only)
@@ -226,7 +228,7 @@ class _FirstTokens:
         if self.first is None:
             return None
         if isinstance(given, tuple):
-            return tuple(map(self._cut, given))
+            return tuple(self._cut(x) if isinstance(x, Tensor) else x for x in given)
         return given.squeeze(0).index_select(0, self.first).unsqueeze(1)
 
     def remove(self) -> None:
