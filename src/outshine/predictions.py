@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -87,7 +88,7 @@ class Predictions:
 
     def check(self, path: Path, task: Task, data: str) -> None:
         """Refuses logits of another task, labels, data or width, and names what differs."""
-        wanted = {
+        wanted: dict[str, Any] = {
             "task": task.name,
             "version": task.version,
             "labels": task.labels,
