@@ -396,6 +396,38 @@ def test_a_teacher_with_logits_for_other_data(
     )
 
 
+@pytest.mark.usefixtures("student")  # so that nothing is left to import
+def test_a_teacher_in_a_folder_that_cannot_be_written_keeps_its_logits_in_the_cache(
+    teacher: Run,
+    tickets: Path,
+    encoder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("OUTSHINE_CACHE_DIR", str(tmp_path / "cache"))
+    for folder in (tmp_path / "cache", tmp_path / "out"):
+        folder.mkdir()
+        folder.chmod(0o777)
+    (teacher.path / "predictions").chmod(0o555)
+    before = snapshot(teacher.path)
+    cfg = outshine.TrainConfig(encoder=str(encoder), max_steps=1, device="cpu")
+    said = []
+    with unprivileged(tmp_path, encoder):
+        for name in ("first", "second"):
+            out = tmp_path / "out" / name
+            outshine.train([Task.load(tickets)], cfg, teachers={"tickets": teacher}, out=out)
+            said.append(" ".join(capsys.readouterr().err.split()))
+    assert snapshot(teacher.path) == before
+    (cached,) = (tmp_path / "cache" / "teachers").iterdir()
+    path = teacher.predictions_path("tickets", "train")
+    note = (
+        f"note: cannot write {path}: Permission denied; the teacher's logits are kept in {cached}"
+    )
+    assert [text.count(note) for text in said] == [1, 0]
+    assert Predictions.load(cached).run == teacher.info()["id"]
+
+
 NO_LOGITS = (
     "hint: a table needs one row per example id (`17/swap` for swapped pairs, or "
     "`--set symmetric=false`); a run without weights cannot compute more"

@@ -117,10 +117,19 @@ def test_bad_rows_are_refused_with_their_lines(tmp_path: Path) -> None:
         check_task(task)
 
 
-def test_a_task_without_dev_is_refused(tmp_path: Path) -> None:
-    task = make_task(tmp_path, train=[["one", "a"]])
-    with pytest.raises(UserError, match="cannot read split 'dev' of task 't': not given"):
-        check_task(task)
+def test_a_task_without_train_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        check_task(make_task(tmp_path, dev=[["one", "a"]]))
+    assert str(caught.value) == (
+        "cannot read split 'train' of task 't': not given, expected one of dev\n"
+        "hint: add `train = ...` under [files] of the task"
+    )
+
+
+def test_a_task_without_dev_is_read_as_by_training_and_a_warning_says_so(tmp_path: Path) -> None:
+    report = check_task(make_task(tmp_path, train=[["one", "a"]]))
+    assert list(report["splits"]) == ["train"]
+    assert warnings_of(report) == ["t has no dev split: it is not evaluated"]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from outshine.errors import UserError
 from outshine.files import map_arrays, write_arrays
@@ -68,6 +70,24 @@ def test_take_from_no_logits_at_all_misses_every_id() -> None:
     assert logits.shape == (2, 2)
 
 
+@given(
+    known=st.lists(st.text(max_size=3), unique=True, max_size=8),
+    asked=st.lists(st.text(max_size=3), max_size=12),
+    data=st.data(),
+)
+def test_every_id_gets_its_own_row_whatever_the_order(
+    known: list[str], asked: list[str], data: st.DataObject
+) -> None:
+    if known:  # else hardly any id is known
+        asked = data.draw(st.permutations([*asked, *data.draw(st.lists(st.sampled_from(known)))]))
+    rows = {example_id: [i, -i] for i, example_id in enumerate(known)}
+    saved = np.array([*rows.values()], np.float32).reshape(-1, 2)
+    logits, missing = replace(SAVED, logits=saved, ids=known).take(asked)
+    wanted = [rows.get(example_id, [np.nan, np.nan]) for example_id in asked]
+    np.testing.assert_array_equal(logits, np.array(wanted, np.float32).reshape(-1, 2))
+    assert missing == [i for i, example_id in enumerate(asked) if example_id not in rows]
+
+
 @pytest.mark.parametrize(
     ("task", "data", "found"),
     [
@@ -86,6 +106,17 @@ def test_logits_of_something_else_are_refused(
         loaded.check(path, TASK.model_copy(update=task), data)
     assert str(caught.value) == (
         f"cannot use the logits in {path}: {found}\n"
+        "hint: they were computed for something else: remove the file to have them computed "
+        "again, or choose another teacher"
+    )
+
+
+@pytest.mark.parametrize("width", [1, 3])
+def test_logits_of_another_width_are_refused(path: Path, width: int) -> None:
+    with pytest.raises(UserError) as caught:
+        replace(SAVED, logits=np.ones((3, width), np.float32)).check(path, TASK, DATA)
+    assert str(caught.value) == (
+        f"cannot use the logits in {path}: outputs {width}, expected 2\n"
         "hint: they were computed for something else: remove the file to have them computed "
         "again, or choose another teacher"
     )

@@ -33,8 +33,7 @@ def check_task(task: Task, tokenizer: Any = None, max_length: int = 128) -> dict
         has `in_train`: its rows whose texts also stand in train.
 
     Raises:
-        UserError: For everything that `readers.read_rows` refuses, and if `train` or `dev` is
-            not given.
+        UserError: For everything that `readers.read_rows` refuses, and if `train` is not given.
         WorldError: If the hub does not answer.
     """
     absent = {
@@ -42,8 +41,7 @@ def check_task(task: Task, tokenizer: Any = None, max_length: int = 128) -> dict
         for split, path in task.files.items()
         if not task.hub and split not in ("train", *task.dev_splits) and not Path(path).exists()
     }
-    for needed in ("train", "dev"):
-        source_split(task, needed)
+    source_split(task, "train")
     splits: dict[str, dict[str, Any]] = {}
     train: set[int] = set()
     for split in ("train", *(name for name in task.splits if name not in {"train", *absent})):
@@ -116,6 +114,8 @@ def warnings_of(report: dict[str, Any]) -> list[str]:
             found.append(f"{facts['skipped']:,} damaged {place} are skipped")
         if facts["unlabelled"]:
             found.append(f"{facts['unlabelled']:,} {place} have no label and are left out")
+    if not any(split.startswith("dev") for split in report["splits"]):
+        found.append(f"{report['task']} has no dev split: it is not evaluated")
     for split, path in report["absent"].items():
         found.append(f"no file for split {split} of {report['task']}: {path}")
     return found

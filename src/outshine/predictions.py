@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from outshine.errors import UserError
 from outshine.files import map_arrays, pack_strings, unpack_strings, write_arrays
-from outshine.tasks import Task
+from outshine.tasks import Task, kind_of
 
 FORMAT = 1
 
@@ -86,15 +87,17 @@ class Predictions:
             ) from None
 
     def check(self, path: Path, task: Task, data: str) -> None:
-        """Refuses logits of another task, other labels or other data, and names what differs."""
-        wanted = {
+        """Refuses logits of another task, labels, data or width, and names what differs."""
+        wanted: dict[str, Any] = {
             "task": task.name,
             "version": task.version,
             "labels": task.labels,
             "data": data,
+            "outputs": kind_of(task).num_outputs(task),
         }
+        known = vars(self) | {"outputs": self.logits.shape[1]}
         for field, value in wanted.items():
-            found = getattr(self, field)
+            found = known[field]
             if found != value:
                 if field == "data":
                     found, value = f"fingerprint {found[:12]}", value[:12]

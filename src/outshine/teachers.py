@@ -17,7 +17,7 @@ from outshine.classifiers import classifier_model
 from outshine.console import progress, say
 from outshine.data import TokenTable, encode
 from outshine.encoders import load_tokenizer, locate
-from outshine.errors import UserError, raise_problems
+from outshine.errors import UserError, WorldError, raise_problems
 from outshine.evaluation import predict_table, table_metrics
 from outshine.files import cache_dir, digest
 from outshine.forward import Forward, load_forward, make_forward
@@ -148,17 +148,23 @@ def _one(source: str, table: TokenTable, rows: np.ndarray, device: str) -> np.nd
 def _run_teacher(
     run: Run, table: TokenTable, rows: np.ndarray, device: str
 ) -> tuple[np.ndarray, list[int]]:
-    """Logits from a run's cache; rows that it lacks are computed and added to the cache."""
+    """Logits that a run keeps; rows that it lacks are computed and added to them.
+
+    Those of a run whose folder cannot be written are kept in the cache folder.
+    """
     task = table.task
     path = run.predictions_path(task.name, table.split)
+    key = digest({"run": run.info()["id"], "data": table.data})
+    cached = cache_dir() / "teachers" / f"{task.name}-{table.split}-{key[:24]}.safetensors"
     ids = [table.ids[row] for row in rows.tolist()]
     known = None
-    if path.exists():
-        known = Predictions.load(path)
-        known.check(path, task, table.data)
-        logits, missing = known.take(ids)
-        if not missing:
-            return logits, []
+    for place in (path, cached):
+        if place.exists():
+            known = Predictions.load(place)
+            known.check(place, task, table.data)
+            logits, missing = known.take(ids)
+            if not missing:
+                return logits, []
     if not (run.model_dir / "tasks.json").exists():
         return np.empty((0, 0), np.float32), list(range(len(ids))) if known is None else missing
     forward, tokenizer = load_forward(run, device, "fp32")
@@ -166,7 +172,11 @@ def _run_teacher(
     own = encode(task, table.split, tokenizer, max_length, swapped=_has_swapped(table))
     wanted = set(ids) | set(known.ids if known else [])
     fresh = _compute(forward, own, run.info()["id"], wanted, f"teacher logits of {run.path}")
-    fresh.save(path)
+    try:
+        fresh.save(path)
+    except WorldError as error:
+        fresh.save(cached)
+        say(f"note: {error.message}; the teacher's logits are kept in {cached}")
     return fresh.take(ids)
 
 
