@@ -177,7 +177,8 @@ def _toml(value: Any) -> str:
 
 def _portable(key: str, value: Any) -> str:
     """A setting without a path of this machine, as in rows."""
-    return Path(value).name if key == "encoder" and Path(value).is_absolute() else _toml(value)
+    is_path = key in ("encoder", "init") and Path(value).is_absolute()
+    return Path(value).name if is_path else _toml(value)
 
 
 # --- two arms ---------------------------------------------------------------------------------
