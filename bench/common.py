@@ -26,6 +26,7 @@ from outshine.config import TrainConfig, resolve
 from outshine.console import set_quiet
 from outshine.demo import demo_tasks
 from outshine.devices import pick_device
+from outshine.forward import compile_encoder
 from outshine.journal import Log
 from outshine.optim import adamw, parameter_groups
 from outshine.planning import Plan, prepare
@@ -158,7 +159,7 @@ def fit(plan: Plan, warm: bool = False, around: AbstractContextManager[Any] | No
     groups = parameter_groups(forward.model, plan.depths, cfg.layer_decay, cfg.weight_decay)
     optimizer = adamw(groups, cfg.adam_eps)
     if cfg.compile:
-        forward.model.network.compile(dynamic=True)
+        compile_encoder(forward)
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder))
         if warm:

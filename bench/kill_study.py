@@ -1,16 +1,16 @@
 """Kills a study with SIGKILL at moments spread evenly over its duration, and compares what it says.
 
-    python bench/kill_study.py FILE [--kills 20] [--set KEY=VALUE ...]
+    python bench/kill_study.py [FILE] [--kills 20] [--set KEY=VALUE ...]
 
-The study is run once undisturbed, and once killed so many times, each time after as much further
-work as the undisturbed study does in that share of its duration. Checkpoints are written all the
-time (`save_every_s` is small), so that some kills fall into writes. Prints the overhead of the
-undisturbed study over the training time of its runs, and whether both have the same rows.
+Without FILE it is a study of two demo tasks whose runs take a minute or so. It is run once
+undisturbed, and once killed so many times, each time after as much further work as the undisturbed
+study does in that share of its duration. Checkpoints are written all the time (`save_every_s` is
+small), so that some kills fall into writes. Prints the overhead of the undisturbed study over the
+training time of its runs, and whether both have the same rows.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import signal
 import subprocess
@@ -20,10 +20,23 @@ import time
 from pathlib import Path
 from typing import Any
 
+from common import arguments, conditions
+
+from outshine.demo import SUITE
 from outshine.results import Row, read_rows
 from outshine.runs import Run
 
 ALIKE = ("metrics", "degenerate", "steps", "rows", "tokens", "curve", "mixture", "data", "teachers")
+
+
+def study_text(encoder: str) -> str:
+    tasks = [str(SUITE / f"{name}.toml") for name in ("intent", "answers")]
+    return (
+        f'name = "kill"\nencoder = "{encoder}"\ntasks = {json.dumps(tasks)}\n'
+        'seeds = 1\narms = ["single", "multi", "single->multi"]\n'
+        '[stage.single]\npreset = "small-single"\nepochs = 12\n'
+        '[stage.multi]\npreset = "small-multi"\nepochs = 12\n'
+    )
 
 
 def start(file: Path, out: Path, settings: list[str]) -> subprocess.Popen[bytes]:
@@ -48,23 +61,26 @@ def wait_for_work(process: subprocess.Popen[bytes], out: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("file", type=Path)
+    parser = arguments(__doc__)
+    parser.add_argument("file", type=Path, nargs="?")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--set", action="append", default=[], dest="settings")
     args = parser.parse_args()
     given = [*args.settings, "save_every_s=0.5"]
     settings = [word for setting in given for word in ("--set", setting)]
     with tempfile.TemporaryDirectory() as folder:
+        file = args.file or Path(folder) / "kill.toml"
+        if args.file is None:
+            file.write_text(study_text(args.encoder))
         calm, killed = Path(folder) / "calm", Path(folder) / "killed"
         begin = time.monotonic()
-        assert start(args.file, calm, settings).wait() == 0
+        assert start(file, calm, settings).wait() == 0
         duration = time.monotonic() - begin
         trained = sum(row.train_s for row in read_rows([calm]).values())
         share = duration / (args.kills + 1)
         made = 0
         while made < args.kills:
-            process = start(args.file, killed, settings)
+            process = start(file, killed, settings)
             wait_for_work(process, killed)
             try:
                 process.wait(share)
@@ -73,11 +89,13 @@ def main() -> None:
                 process.send_signal(signal.SIGKILL)
                 process.wait()
                 made += 1
-        assert start(args.file, killed, settings).wait() == 0
+        assert start(file, killed, settings).wait() == 0
         infos = [Run(path.parent).info() for path in killed.glob("runs/*/run.json")]
         print(
             json.dumps(
                 {
+                    "bench": "kill_study",
+                    **conditions(args),
                     "runs": len(read_rows([calm])),
                     "duration_s": round(duration, 1),
                     "train_s": round(trained, 1),

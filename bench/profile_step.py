@@ -24,7 +24,10 @@ from common import GLUE, arguments, conditions, encoder_folder, fit, plan_of
 from rate import operations
 from torch.profiler import ProfilerActivity, profile
 
+from outshine.encoders import locate
+from outshine.forward import make_forward
 from outshine.glue_tasks import glue
+from outshine.model import build_model
 from outshine.planning import Plan
 
 # Tried in this order on "outermost operator/operator".
@@ -75,6 +78,14 @@ def measure(plan: Plan) -> dict[str, Any]:
     }
 
 
+def plain(plan: Plan) -> Plan:
+    """The same with the encoder as transformers has it."""
+    model = build_model(locate(plan.cfg.encoder), plan.tasks, attention_dropout=0.0)
+    forward, tokenizer = plan.forward, plan.tokenizer
+    forward = make_forward(model, tokenizer, forward.device, forward.precision, plain=True)
+    return replace(plan, forward=forward)
+
+
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--glue-dir")
@@ -94,10 +105,8 @@ def main() -> None:
                 epochs=1000.0,
                 max_steps=args.steps,
                 batch_size=args.batch_size,
-                compile=side == "plain",  # leaves the encoder as transformers has it
             )
-            eager = plan.cfg.model_copy(update={"compile": False})
-            sides[side] = measure(replace(plan, cfg=eager))
+            sides[side] = measure(plain(plan) if side == "plain" else plan)
             print(side, json.dumps(sides[side]["share"], indent=2), file=sys.stderr)
     about = {"bench": "profile", "tasks": names, "batch_size": args.batch_size}
     print(json.dumps(about | conditions(args) | {"steps": args.steps, "sides": sides}, indent=2))

@@ -30,6 +30,8 @@ BENCHES = {
     "onnx": "onnx_latency.py",
     "serve": "serve.py --seconds 600",
     "stream": "stream.py --rows 100000",
+    "study-scale": "study_scale.py",
+    "study-kill": "kill_study.py",
 }
 GPU = "--device cuda --encoder bert-base-shape"
 GPU_BENCHES = {

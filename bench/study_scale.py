@@ -11,7 +11,6 @@ what of them goes to reading data and encoder files in order to identify the run
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import math
@@ -27,9 +26,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common import arguments, conditions
 
 from outshine.graph import Node, build_graph, encoder_identity
-from outshine.provenance import device_name
 from outshine.results import append_row
 from outshine.runs import FORMAT, Run
 from outshine.study import Study, begin, open_study
@@ -104,8 +103,7 @@ def timed(found: dict[str, float]) -> Iterator[None]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--encoder", default="builtin")
+    parser = arguments(__doc__)
     parser.add_argument("--tasks", nargs="+", default=["cola", "mrpc", "stsb", "rte"])
     parser.add_argument("--runs", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=3)
@@ -137,12 +135,11 @@ def main() -> None:
             json.dumps(
                 {
                     "bench": "study_scale",
-                    "encoder": Path(args.encoder).name,
+                    **conditions(args),
                     "tasks": args.tasks,
                     "runs": len(study.graph.nodes),
                     "seeds": len(study.spec.seeds),
                     "rounds": args.rounds,
-                    "machine": device_name(torch.device("cpu")),
                     "target_s": TARGET_S,
                     **{
                         command: {

@@ -166,6 +166,21 @@ def table_memory(found: Found) -> Cell | None:
     return text, more < more_table / 2  # a copy of the table would be as large as the table
 
 
+def study_times(found: Found) -> Cell:
+    text = ", ".join(f"{what} {found[what]['wall_s']:.1f} s" for what in found["target_s"])
+    return text, all(found[what]["wall_s"] < goal for what, goal in found["target_s"].items())
+
+
+def study_overhead(found: Found) -> Cell:
+    text = f"{found['duration_s']:,.0f} s for {found['train_s']:,.0f} s of training in "
+    return f"{text}{found['runs']} runs", found["overhead"] < 0.05
+
+
+def survived(found: Found) -> Cell:
+    text = f"{found['kills']} kills, {found['resumed']} resumed: "
+    return text + ("the same" if found["identical"] else "others"), found["identical"]
+
+
 TRAIN = "training, MNLI rows, batch"
 BASE = "training, BERT-base shape, mixed GLUE, batch"
 CORES, GPU = "2 cores", "H200"
@@ -225,6 +240,9 @@ GOALS: list[tuple[str, str, str, str, Callable[[Found], Cell | None]]] = [
     ("five tasks of one text against one task", "1.10 x", CORES, "predict", heads_cost),
     ("ONNX Runtime against the packed path, batch 1", "1.20 x", CORES, "onnx", onnx_cost),
     ("50 clients, 10 minutes", "no error, 2 x one, p99, memory", CORES, "serve", served),
+    ("a study of 200 finished runs", "plan 2 s, report 10 s", CORES, "study-scale", study_times),
+    ("time of a study beyond its training", "5 %", CORES, "study-kill", study_overhead),
+    ("a study killed 20 times", "the undisturbed rows", CORES, "study-kill", survived),
     ("`predict` streams a file", "memory does not grow", CORES, "stream", streamed),
 ]
 

@@ -32,7 +32,8 @@ LAYERS = (
     "study",
     "findings plan",
     # Only from here on is torch imported.
-    "batches checks devices dropout embedding model model_card optim segments",
+    "devices",
+    "batches checks dropout embedding model model_card optim segments",
     "classifiers depths packing",
     "forward",
     "distributed evaluation losses predicting",

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from outshine.config import PRESETS
-from outshine.optim import BETAS, adamw, parameter_groups, set_step
+from outshine.errors import DivergedError
+from outshine.optim import BETAS, Watch, adamw, parameter_groups, set_step
 from outshine.schedules import lr_factor
 
 NUM_STEPS = 25
@@ -103,3 +104,45 @@ def test_reference_presets_switch_the_correction_off_and_use_a_larger_epsilon() 
         assert PRESETS[name]["bias_correction"] is False
         assert PRESETS[name]["adam_eps"] == 1e-6
         assert PRESETS[name]["lr_schedule"] == "bam"
+
+
+# --- updates that are not finite --------------------------------------------------------------
+
+
+def update(watch: Watch, network: nn.Module, step: int, loss: float, gradient: float) -> None:
+    for parameter in network.parameters():
+        parameter.grad = torch.full_like(parameter, gradient)
+    norm = nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+    watch.look(step, torch.tensor(loss), norm)
+    set_step(watch.optimizer, 0.1, step - 1, 1e-6, True)
+    watch.optimizer.step()
+
+
+@pytest.mark.parametrize(
+    ("loss", "gradient", "what"),
+    [(math.nan, 1.0, "loss is nan"), (1.0, math.inf, "norm of the gradient is inf")],
+)
+def test_a_device_that_is_not_waited_for_makes_no_update_from_what_is_not_finite(
+    loss: float, gradient: float, what: str
+) -> None:
+    network = model().float()
+    watch = Watch(adamw(parameter_groups(network, None, 1.0, 0.01), 1e-6), waits=False)
+    update(watch, network, 1, 1.0, 1.0)
+    before = [p.detach().clone() for p in network.parameters()]
+    update(watch, network, 2, loss, gradient)  # not seen yet
+    with pytest.raises(DivergedError, match=f"^training stopped at step 2: the {what}\n"):
+        watch.settle()
+    with pytest.raises(DivergedError, match="at step 2"):
+        update(watch, network, 3, 1.0, 1.0)
+    watch.optimizer.step()  # nor any later one, whose gradient is finite
+    for parameter, wanted in zip(network.parameters(), before, strict=True):
+        assert torch.equal(parameter, wanted)
+
+
+def test_a_device_that_is_waited_for_tells_at_once() -> None:
+    network = model().float()
+    watch = Watch(adamw(parameter_groups(network, None, 1.0, 0.01), 1e-6), waits=True)
+    update(watch, network, 1, 1.0, 1.0)
+    watch.settle()
+    with pytest.raises(DivergedError, match="at step 2: the loss is nan"):
+        update(watch, network, 2, math.nan, 1.0)

@@ -31,8 +31,10 @@ from conftest import write_duplicate, write_tickets, write_urgency
 from outshine import batches, planning, training
 from outshine.config import TrainConfig, resolve
 from outshine.errors import DivergedError, UserError
+from outshine.files import map_arrays
 from outshine.kinds import softmax
 from outshine.losses import micro_batch_loss
+from outshine.optim import Watch
 from outshine.planning import Plan, describe, prepare, warn_overlap
 from outshine.predicting import load
 from outshine.predictions import Predictions
@@ -692,6 +694,35 @@ def test_a_loss_or_gradient_that_is_not_finite_stops_before_the_update(
     for parameter, before in zip(models[-1].parameters(), weights, strict=True):
         assert torch.equal(parameter, before)
     assert not Run(tmp_path / "run").is_complete
+
+
+def test_what_is_not_finite_is_read_before_it_is_logged_or_saved(
+    cfg: TrainConfig, tasks: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a device that is not waited for it is read one step late."""
+    calls = []
+    real = training.micro_batch_loss
+
+    def poisoned(*args: Any) -> Any:
+        calls.append(1)
+        loss, sums = real(*args)
+        return loss * (float("nan") if len(calls) == 3 else 1.0), sums
+
+    monkeypatch.setattr(training, "micro_batch_loss", poisoned)
+    monkeypatch.setattr(training, "Watch", lambda optimizer, waits: Watch(optimizer, waits=False))
+    for name, settings, steps in (
+        ("late", {"log_every": 50}, 4),
+        ("logged", {"log_every": 1}, 3),
+        ("saved", {"save_every_s": 1e-9, "log_every": 50}, 3),
+    ):
+        calls.clear()
+        run = Run(tmp_path / name)
+        with pytest.raises(DivergedError, match="at step 3: the loss is nan"):
+            train([tasks["tickets"]], cfg, out=run.path, **settings)
+        assert len(calls) == steps
+        assert "NaN" not in run.log_path.read_text()
+        if name == "saved":
+            assert map_arrays(run.checkpoint_path)[1]["step"] == 2
 
 
 def test_a_logit_that_is_not_finite_ends_the_run_before_anything_is_saved(

@@ -62,7 +62,7 @@ class TrainConfig(BaseModel):
         init: `encoder` (its weights), `random`, `teachers` (the mean of their encoders, with their
             heads; they are runs with weights), or the folder of a run to start from.
         precision: `auto` is bf16 where the processor computes in it, else fp32.
-        compile: Whether torch.compile wraps the encoder.
+        compile: Whether torch.compile wraps the encoder; on a GPU, in bf16, with CUDA graphs.
         gradient_checkpointing: Trades time for memory.
         ema: Decay of an exponential moving average of the weights, 0 for none; kept at the end.
         save_every_s: Seconds between checkpoints (of several processes: at a line of the log).

@@ -5,7 +5,9 @@ from __future__ import annotations
 import ctypes
 from contextlib import AbstractContextManager, nullcontext
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from outshine.errors import UserError
 
@@ -53,6 +55,12 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     if precision == "bf16":
         return torch.autocast(device.type, torch.bfloat16)
     return nullcontext()
+
+
+def to_device(x: np.ndarray, device: torch.device) -> Tensor:
+    """An array as a tensor on a device; a GPU fetches it in its turn, without being waited for."""
+    tensor = torch.from_numpy(np.ascontiguousarray(x))
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def trim_memory() -> None:

@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from outshine.batches import Rows, cut, fill
 from outshine.console import say
 from outshine.depths import find_layers
-from outshine.devices import autocast, pick_device, pick_precision
+from outshine.devices import autocast, pick_device, pick_precision, to_device
 from outshine.dropout import use_fast_dropout
 from outshine.embedding import use_row_gradients
 from outshine.errors import UserError
 from outshine.model import MultiTaskModel, load_model, token_inputs
-from outshine.packing import Packing, find_packing
+from outshine.packing import Packing, find_packing, has_varlen
 from outshine.runs import Run
-from outshine.segments import Segments
+from outshine.segments import Segments, rounded
 from outshine.tasks import Task, kind_of
 
 # Most tokens of one pass: bounds memory, and on CPUs keeps activations near the caches.
@@ -61,6 +61,7 @@ class Forward:
         packing: How rows are packed; None where they are padded.
         wrapped: The model in DDP or FSDP, which pooled vectors come from where several processes
             train it.
+        rounds: Whether packed lines are rounded (`segments`), for CUDA graphs.
     """
 
     model: MultiTaskModel
@@ -71,6 +72,7 @@ class Forward:
     budget: Budget
     packing: Packing | None
     wrapped: nn.Module | None = None
+    rounds: bool = False
 
     def divide(self, lengths: np.ndarray) -> list[np.ndarray]:
         """Indices of the rows of each pass, longest rows first.
@@ -91,8 +93,11 @@ class Forward:
     def pooled(self, rows: Rows) -> Tensor:
         """(B, D) float32 pooled vectors of rows."""
         inputs = self._padded(rows) if self.packing is None else self._packed(rows, self.packing)
+        if self.rounds:
+            torch.compiler.cudagraph_mark_step_begin()
         with autocast(self.device, self.precision):
-            return (self.wrapped or self.model)(inputs).float()
+            found = (self.wrapped or self.model)(inputs).float()
+        return found[: len(rows.lengths)]  # rounded lines have more
 
     def passes(
         self, lengths: np.ndarray, take: Callable[[np.ndarray], Rows]
@@ -138,12 +143,16 @@ class Forward:
             types = np.zeros(inside.shape, np.int64)
             types[inside] = rows.types
             inputs["token_type_ids"] = types
-        return {name: torch.from_numpy(x).to(self.device) for name, x in inputs.items()}
+        return {name: to_device(x, self.device) for name, x in inputs.items()}
 
     def _packed(self, rows: Rows, packing: Packing) -> dict[str, Any]:
         num_rows, num_tokens = len(rows.lengths), len(rows.tokens)
         filler = -num_tokens % LINE_MULTIPLE[self.precision]
-        lengths = np.append(rows.lengths, filler) if filler else rows.lengths
+        if self.rounds:
+            lengths = rounded(rows.lengths)
+            filler = int(lengths[num_rows:].sum())
+        else:
+            lengths = np.append(rows.lengths, filler) if filler else rows.lengths
         starts = np.cumsum(lengths) - lengths
         positions = np.arange(num_tokens + filler) - np.repeat(starts, lengths)
         inputs = {
@@ -154,11 +163,13 @@ class Forward:
         if self.takes_types:
             inputs["token_type_ids"] = np.pad(rows.types, (0, filler))
         tensors: dict[str, Any] = {
-            name: torch.from_numpy(x).unsqueeze(0).to(self.device) for name, x in inputs.items()
+            name: to_device(x, self.device).unsqueeze(0) for name, x in inputs.items()
         }
         groups = partial(cut, max_tokens=self.budget.tokens, price=GROUP_PRICE)
-        tensors["segments"] = Segments(lengths, num_rows, self.device, groups)
-        return tensors
+        segments = Segments(lengths, num_rows, self.device, groups, self.rounds)
+        if self.rounds:
+            segments.make_tables()
+        return tensors | {"segments": segments}
 
 
 def make_forward(
@@ -169,6 +180,7 @@ def make_forward(
     *,
     max_tokens: int = 0,
     plain: bool = False,
+    replayed: bool = False,
     wrapped: bool = False,
 ) -> Forward:
     """Moves a model to a device and prepares its forward pass.
@@ -181,6 +193,7 @@ def make_forward(
         max_tokens: Most tokens per pass, 0 for the device's default.
         plain: Leaves embedding, dropout and attention as the family has them (for torch.compile
             and gradient checkpointing, which replay torch's random numbers).
+        replayed: Packs for CUDA graphs where torch's kernel allows it, in spite of `plain`.
         wrapped: Leaves the embedding as it is, for DDP and FSDP must see its gradient.
 
     Raises:
@@ -188,14 +201,13 @@ def make_forward(
     """
     pad_id = tokenizer.pad_token_id or 0
     takes_types = token_inputs(tokenizer, model)
-    packing = None
+    rounds = replayed and has_varlen(model.network, device, precision)
     if device.type == "cpu" and not plain:
         use_fast_dropout(model)
         if not wrapped:
             use_row_gradients(model, model.encoder.get_input_embeddings())
     model.to(device)
-    if not plain:
-        packing = _packing(model, pad_id)
+    packing = _packing(model, pad_id) if rounds or not plain else None
     return Forward(
         model=model,
         pad_id=pad_id,
@@ -204,7 +216,21 @@ def make_forward(
         precision=precision,
         budget=Budget(max_tokens or MAX_TOKENS.get(device.type, MAX_TOKENS["cpu"])),
         packing=packing,
+        rounds=rounds and packing is not None,
     )
+
+
+def compile_encoder(forward: Forward) -> None:
+    """Has torch.compile translate the encoder; rounded lines are replayed as CUDA graphs.
+
+    A graph's own memory is used again by the next one: gradients must be added to tensors that are
+    there before the first pass.
+    """
+    mode = "reduce-overhead" if forward.rounds else None
+    forward.model.network.compile(dynamic=True, mode=mode)
+    if forward.rounds:
+        for parameter in forward.model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
 
 
 def load_forward(run: Run, device: str, precision: str) -> tuple[Forward, Any]:

@@ -68,6 +68,18 @@ class Log:
         for part, value in sums.items():
             self.sums.setdefault(part, []).append(value)
 
+    def is_due(self) -> bool:
+        """Whether a line is: each `log_every` steps, at the last one, and with dev metrics."""
+        done, cfg = self.state.step, self.plan.cfg
+        return not done % cfg.log_every or self._is_last() or self._is_dev_due()
+
+    def _is_last(self) -> bool:
+        return self.state.step == self.plan.mixture.num_steps
+
+    def _is_dev_due(self) -> bool:
+        every = self.plan.cfg.eval_every
+        return bool(every) and self.state.step % every == 0 and not self._is_last()
+
     def step(
         self,
         drawn: Sequence[np.ndarray],
@@ -76,7 +88,7 @@ class Log:
         weight: float,
         note: Callable[[str], None],
     ) -> bool:
-        """Counts one step, and writes a line each `log_every` steps and at the last one.
+        """Counts one step, and writes a line if one is due.
 
         Returns:
             Whether it was such a step. Processes add up their numbers then.
@@ -84,11 +96,9 @@ class Log:
         self.losses.append(loss)
         for part, positions in enumerate(drawn):
             self.counts[part] = self.counts.get(part, 0) + len(positions)
-        cfg, state = self.plan.cfg, self.state
-        last = state.step == self.plan.mixture.num_steps
-        dev_due = bool(cfg.eval_every) and state.step % cfg.eval_every == 0 and not last
-        if state.step % cfg.log_every and not last and not dev_due:
+        if not self.is_due():
             return False
+        state = self.state
         sums = self._sums()
         seconds = time.monotonic() - self.since
         names = [part.table.task.name for part in self.plan.mixture.parts]
@@ -108,7 +118,7 @@ class Log:
                 if self.counts[part]
             },
         }
-        if dev_due:
+        if self._is_dev_due():
             line["dev"] = _dev_metrics(self.plan)
         note(
             f"loss {line['loss']:.3f}, {line['rows_per_s']:.0f} rows/s, "

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from outshine.batches import MicroBatch, Mixture
+from outshine.devices import to_device
 from outshine.forward import Forward
 from outshine.tasks import kind_of
 
@@ -35,7 +35,7 @@ def micro_batch_loss(
     ):
         task = mixture.parts[part].table.task
         logits = forward.model.head(task.name)(pooled[start:stop])
-        goal = torch.from_numpy(target).to(logits.device)
+        goal = to_device(target, logits.device)
         total = kind_of(task).loss(logits, goal).sum()
         if weight:  # rows that only keep a process busy count nowhere
             sums[part] = total.detach()

@@ -1,4 +1,5 @@
-"""AdamW with one learning rate per depth, with or without bias correction."""
+"""AdamW with one learning rate per depth, with or without bias correction; no update that is not
+finite."""
 
 from __future__ import annotations
 
@@ -7,7 +8,9 @@ from collections import defaultdict
 from collections.abc import Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from outshine.errors import DivergedError
 
 BETAS = (0.9, 0.999)
 
@@ -73,3 +76,55 @@ def set_step(
         group["lr"] = lr * group["lr_scale"] * c1 / c2
         group["eps"] = eps / c2
         group["weight_decay"] = group["decay"] * c2 / c1
+
+
+class Watch:
+    """Ends training at the first step whose loss or gradient is not finite; its update is not made.
+
+    That is seen at once, or, so that a GPU is not waited for, when the next step has been handed to
+    it. The optimizer then leaves out the updates by itself, as it does for a GradScaler.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, waits: bool) -> None:
+        """Watches the updates of `adamw`; sees at once if it `waits`."""
+        self.optimizer, self.waits = optimizer, waits
+        self.unread: tuple[int, Tensor, torch.cuda.Event | None] | None = None
+
+    def look(self, step: int, loss: Tensor, norm: Tensor) -> None:
+        """Before the update of a step: its loss, and the norm of its gradient, both scalars.
+
+        Raises:
+            DivergedError: If one of them, or of those of the step before, is not finite.
+        """
+        numbers = torch.stack([loss.detach().float(), norm.detach().float()])
+        before = self.unread
+        on_gpu = numbers.device.type == "cuda"
+        here = torch.empty(2, pin_memory=on_gpu).copy_(numbers, non_blocking=True)
+        self.unread = step, here, torch.cuda.Event() if on_gpu else None
+        if self.unread[2] is not None:
+            self.unread[2].record()
+        if self.waits:
+            self.settle()
+            return
+        bad = (~torch.isfinite(numbers).all()).float()
+        found = getattr(self.optimizer, "found_inf", bad)
+        self.optimizer.found_inf = torch.maximum(found, bad)  # type: ignore[attr-defined]
+        if before is not None:
+            _check_finite(*before)
+
+    def settle(self) -> None:
+        """Reads what is still unread, as `look` does."""
+        if self.unread is not None:
+            _check_finite(*self.unread)
+        self.unread = None
+
+
+def _check_finite(step: int, numbers: Tensor, copied: torch.cuda.Event | None) -> None:
+    if copied is not None:
+        copied.synchronize()
+    for what, value in zip(("loss", "norm of the gradient"), numbers.tolist(), strict=True):
+        if not math.isfinite(value):
+            raise DivergedError(
+                f"training stopped at step {step}: the {what} is {value}",
+                'the update was not made; try a lower lr, or precision = "fp32"',
+            )

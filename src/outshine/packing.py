@@ -132,7 +132,7 @@ def _varlen(
     from torch.nn.attention import varlen
 
     kernel: Any = varlen.varlen_attn
-    bounds, longest = segments.bounds, int(segments.lengths.max())
+    bounds, longest = segments.bounds, segments.longest
     more = {} if window is None else {"window_size": (window - 1, window - 1)}
     if not heads_only or window is not None:  # it would count the window from the last token
         return kernel(q, k, v, bounds, bounds, longest, longest, scale=scale, **more)
@@ -169,6 +169,17 @@ def _has_varlen(
     )
 
 
+def has_varlen(network: PreTrainedModel, device: torch.device, precision: str) -> bool:
+    """Whether that kernel serves all attention of an encoder, without which no CUDA graph does."""
+    config = network.config
+    dropped = ("attention_probs_dropout_prob", "attention_dropout")
+    if precision != "bf16" or any(getattr(config, key, 0.0) for key in dropped):
+        return False
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    windows = {None, getattr(config, "sliding_window", None)}
+    return all(_has_varlen(device, torch.bfloat16, size, window) for window in windows)
+
+
 def attention(
     module: nn.Module,
     query: Tensor,
@@ -198,7 +209,9 @@ def attention(
         return out, None
     q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
     scale = scaling if scaling is not None else q.shape[-1] ** -0.5
-    if not dropout and _has_varlen(q.device, q.dtype, q.shape[-1], sliding_window):
+    if segments.is_rounded or (
+        not dropout and _has_varlen(q.device, q.dtype, q.shape[-1], sliding_window)
+    ):
         out = _varlen(q, k, v, segments, scale, sliding_window, heads_only)
     else:
         out = _SegmentAttention.apply(q, k, v, segments, scale, dropout, sliding_window, heads_only)

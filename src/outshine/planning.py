@@ -119,6 +119,7 @@ def prepare(
         pick_precision(cfg.precision, device),
         max_tokens=cfg.max_tokens,
         plain=cfg.compile or cfg.gradient_checkpointing,
+        replayed=cfg.compile and not cfg.gradient_checkpointing and team.size == 1,
         wrapped=team.size > 1,
     )
     _check_length(model, cfg.max_length)

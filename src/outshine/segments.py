@@ -1,8 +1,11 @@
 """Where the rows of a packed line are, and the rectangles in which their attention is computed.
 
-Shapes: B rows, S segments (the rows, and one more where the line is filled up), T tokens of all
+Shapes: B rows, S segments (the rows, and more where the line is filled up), T tokens of all
 segments, H heads, d features of a head. Attention is computed in groups of segments of similar
 length: a group of b segments is a rectangle of b x L places, and all groups have P places.
+
+A line that goes into a CUDA graph is *rounded*: it is filled up so that many lines have the same T
+and S, for a graph is recorded anew for every other shape.
 """
 
 from __future__ import annotations
@@ -14,6 +17,27 @@ from functools import cached_property
 import numpy as np
 import torch
 from torch import Tensor
+
+from outshine.devices import to_device
+
+# Sizes of rounded lines: multiples of these, at most eight from a power of two to the next.
+TOKENS, ROWS = 64, 32
+
+
+def rounded(lengths: np.ndarray) -> np.ndarray:
+    """(S,) tokens per segment of a rounded line of rows with (B,) such lengths.
+
+    At least one segment follows the rows, and each has a token.
+    """
+    extra = _round_up(len(lengths), ROWS) - len(lengths) + 1
+    tokens = int(lengths.sum())
+    filler = _round_up(tokens + extra, TOKENS) - tokens
+    return np.concatenate([lengths, np.diff(np.arange(extra + 1) * filler // extra)])
+
+
+def _round_up(size: int, multiple: int) -> int:
+    step = max(multiple, 1 << max(size.bit_length() - 4, 0))
+    return -(-size // step) * step
 
 
 @dataclass(frozen=True)
@@ -76,15 +100,24 @@ class Segments:
 
     Attributes:
         lengths: (S,) int64 tokens per segment.
-        num_rows: B; a segment behind them fills the line up.
+        num_rows: B; segments behind them fill the line up.
         device: Where the tables are needed.
         groups: Lengths (S,) to the indices of the segments of each group.
+        is_rounded: Whether the line goes into a CUDA graph. Attention then reads `bounds`, `first`
+            and `longest` alone.
     """
 
     lengths: np.ndarray
     num_rows: int
     device: torch.device
     groups: Callable[[np.ndarray], list[np.ndarray]]
+    is_rounded: bool = False
+
+    @cached_property
+    def longest(self) -> int:
+        """Tokens of the longest segment, in a rounded line the next power of two."""
+        longest = int(self.lengths.max())
+        return max(TOKENS, 1 << (longest - 1).bit_length()) if self.is_rounded else longest
 
     @cached_property
     def bounds(self) -> Tensor:
@@ -93,8 +126,12 @@ class Segments:
 
     @cached_property
     def first(self) -> Tensor:
-        """(B,) int64 position of each row's first token."""
-        return self._table(self.starts[: self.num_rows])
+        """(B,) int64 position of each row's first token; in a rounded line of all segments'."""
+        return self._table(self.starts[: None if self.is_rounded else self.num_rows])
+
+    def make_tables(self) -> None:
+        """Makes what a graph reads of a rounded line, for it cannot."""
+        _ = self.bounds, self.first, self.longest
 
     @cached_property
     def rectangles(self) -> Rectangles:
@@ -134,4 +171,4 @@ class Segments:
         return sums / lengths.unsqueeze(1)
 
     def _table(self, x: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(x)).to(self.device)
+        return to_device(x, self.device)

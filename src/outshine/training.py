@@ -23,7 +23,7 @@ from outshine.config import TrainConfig, takes_swapped
 from outshine.console import progress, show
 from outshine.data import encode
 from outshine.distributed import Team, find_team, gathered, touched, whole, without_rows, wrap
-from outshine.errors import DivergedError, UserError
+from outshine.errors import UserError
 from outshine.evaluation import evaluate_tables, predict_table, score
 from outshine.files import (
     digest,
@@ -32,11 +32,11 @@ from outshine.files import (
     world_errors,
     write_json,
 )
-from outshine.forward import Forward, load_forward
+from outshine.forward import Forward, compile_encoder, load_forward
 from outshine.journal import Log
 from outshine.losses import micro_batch_loss
 from outshine.model import save_model
-from outshine.optim import adamw, parameter_groups, set_step
+from outshine.optim import Watch, adamw, parameter_groups, set_step
 from outshine.planning import Plan, describe, prepare, settle
 from outshine.provenance import provenance
 from outshine.runs import Run, check_new, locked, open_run, start_anew
@@ -108,7 +108,7 @@ def _train_into(run: Run, plan: Plan, team: Team) -> None:
     groups = parameter_groups(model, plan.depths, cfg.layer_decay, cfg.weight_decay)
     optimizer = adamw(groups, cfg.adam_eps)
     if cfg.compile:
-        model.network.compile(dynamic=True)
+        compile_encoder(plan.forward)
     state = State()
     if cfg.ema:
         state.average = [p.detach().clone() for p in model.parameters()]
@@ -159,6 +159,7 @@ def _fit(
     cfg, mixture, model = plan.cfg, plan.mixture, plan.forward.model
     division = team.divided(plan.forward.divide)
     own = [team.rank] if team.rank else []  # other processes draw other dropout masks
+    watch = Watch(optimizer, waits=plan.forward.device.type != "cuda" or team.size > 1)
     model.train()
     with progress(_title(plan), mixture.num_steps, state.step) as bar:
         for drawn in batches.steps(mixture, cfg.seed, state.step):
@@ -169,13 +170,13 @@ def _fit(
             if team.size > 1:
                 without_rows(plan.forward, [p.table.task.name for p in mixture.parts], drawn)
             norm = clip_grad_norm_(model.parameters(), cfg.max_grad_norm or math.inf)
-            _check_finite(state.step + 1, step_loss, whole(norm))
+            watch.look(state.step + 1, step_loss, whole(norm))
             lr = cfg.lr * lr_factor(
                 cfg.lr_schedule, state.step, mixture.num_steps, cfg.warmup_fraction
             )
             set_step(optimizer, lr, state.step, cfg.adam_eps, cfg.bias_correction)
             optimizer.step()
-            optimizer.zero_grad()
+            optimizer.zero_grad(set_to_none=not plan.forward.rounds)
             if state.average is not None:
                 weights = [p.detach() for p in model.parameters()]
                 torch._foreach_lerp_(state.average, weights, 1.0 - cfg.ema)
@@ -183,10 +184,14 @@ def _fit(
             state.rows += batch.num_rows
             state.tokens += batch.num_tokens
             bar.advance(1)
+            if log.is_due():
+                watch.settle()
             written = log.step(drawn, step_loss, lr, weight, bar.note)
             if team.size > 1 and not written:
                 continue  # processes agree when the log's numbers are added up, too
             stopping, saving = team.any(stop(), log.seconds_since_save() > cfg.save_every_s)
+            if stopping or saving:
+                watch.settle()
             if stopping:
                 break
             if saving:
@@ -213,19 +218,6 @@ def _add_gradients(plan: Plan, batch: batches.Batch, team: Team, log: Log) -> to
         step_loss += loss.detach()
         log.add(sums)
     return team.total(step_loss) / team.size
-
-
-def _check_finite(step: int, loss: torch.Tensor, norm: torch.Tensor) -> None:
-    """Raises DivergedError if a step's loss or the norm of its gradient is not finite.
-
-    A GPU is waited for here; it would be at the next step's rows, which are copied to it in order.
-    """
-    for what, value in (("loss", loss), ("norm of the gradient", norm)):
-        if not torch.isfinite(value):
-            raise DivergedError(
-                f"training stopped at step {step}: the {what} is {value.item()}",
-                'the update was not made; try a lower lr, or precision = "fp32"',
-            )
 
 
 def _title(plan: Plan) -> str:
