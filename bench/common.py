@@ -26,9 +26,7 @@ from outshine.config import TrainConfig, resolve
 from outshine.console import set_quiet
 from outshine.demo import demo_tasks
 from outshine.devices import pick_device
-from outshine.forward import compile_encoder
 from outshine.journal import Log
-from outshine.optim import adamw, parameter_groups
 from outshine.planning import Plan, prepare
 from outshine.provenance import device_name, git_commit
 from outshine.runs import Run
@@ -155,11 +153,8 @@ def fit(plan: Plan, warm: bool = False, around: AbstractContextManager[Any] | No
 
     With `warm` the same rows are trained once before, untimed, for what compiles or allocates.
     """
-    cfg, forward = plan.cfg, plan.forward
-    groups = parameter_groups(forward.model, plan.depths, cfg.layer_decay, cfg.weight_decay)
-    optimizer = adamw(groups, cfg.adam_eps)
-    if cfg.compile:
-        compile_encoder(forward)
+    forward = plan.forward
+    optimizer = training.make_optimizer(plan)
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder))
         if warm:

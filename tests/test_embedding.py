@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from outshine.embedding import Embedding, use_row_gradients
+from outshine.embedding import Embedding, merge_rows, train_rows, use_row_gradients
 
 IDS = torch.tensor([[3, 1, 3, 0], [7, 3, 1, 9]])
 
@@ -90,3 +91,55 @@ def test_the_weight_keeps_its_name_and_place() -> None:
     assert module.state_dict().keys() == before
     assert module.words.weight is weight
     assert type(module.positions) is nn.Embedding
+
+
+# --- rows of words that occur -----------------------------------------------------------------
+
+USED = torch.tensor([0, 1, 3, 5, 7, 9])
+
+
+def adamw_steps(module: nn.Embedding, parameters: list[nn.Parameter]) -> Iterator[int]:
+    """Yields after each of some updates, with other learning rates and a decay that is felt."""
+    optimizer = torch.optim.AdamW(parameters, lr=0.1, weight_decay=0.3, fused=True)
+    for step in range(6):
+        optimizer.param_groups[0]["lr"] = 0.1 / (step + 1)
+        backward(module, USED[(torch.arange(7) * (step + 1)) % len(USED)], step)
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        yield step
+
+
+@pytest.mark.parametrize("padding_idx", [None, 0, 2])
+def test_training_the_rows_of_some_words_gives_the_whole_table_of_adamw(
+    padding_idx: int | None,
+) -> None:
+    theirs, ours = pair(padding_idx)
+    weight = ours.weight
+    ours.train_rows(USED)
+    assert {name for name, p in ours.named_parameters() if p.requires_grad} == {"rows", "decay"}
+    assert ours.rows.shape == (6, 4)
+    both = zip(
+        adamw_steps(theirs, [theirs.weight]),
+        adamw_steps(ours, [ours.rows, ours.decay]),
+        strict=True,
+    )
+    for _ in both:
+        with torch.no_grad():
+            ours.eval()
+            torch.testing.assert_close(ours(torch.arange(10)), theirs.weight, atol=1e-6, rtol=0)
+            ours.train()
+    ours.merge_rows()
+    torch.testing.assert_close(ours.weight, theirs.weight, atol=1e-6, rtol=0)
+    assert ours.weight is weight
+    assert [name for name, p in ours.named_parameters() if p.requires_grad] == ["weight"]
+    assert ours.state_dict().keys() == {"weight"}
+    backward(ours, torch.tensor([4]), 0)  # any word may come again
+    assert ours.weight.grad is not None
+
+
+def test_modules_without_such_an_embedding_are_left_alone() -> None:
+    module = Lookups()
+    train_rows(module, lambda _: pytest.fail("nobody needs the words"))
+    merge_rows(module)
+    assert dict(module.named_parameters()).keys() == {"words.weight", "positions.weight"}

@@ -17,6 +17,8 @@ from outshine.errors import UserError
 from outshine.seeds import stream
 from outshine.tasks import kind_of
 
+_PIECE = 65_536  # rows of a table that are read at a time
+
 
 @dataclass(frozen=True)
 class Part:
@@ -200,6 +202,27 @@ def fill(lengths: np.ndarray, max_tokens: int) -> list[np.ndarray]:
         made[-1].append(row)
         room -= int(lengths[row])
     return [np.array(rows, np.int64) for rows in made]
+
+
+def used_tokens(mixture: Mixture, pad_id: int, size: int) -> np.ndarray:
+    """(n,) int64 sorted ids of all tokens that a run may draw, and of padding.
+
+    Args:
+        mixture: Its tables are read once, a piece at a time.
+        pad_id: The tokenizer's padding token.
+        size: Of the vocabulary.
+    """
+    used = np.zeros(size, bool)
+    used[pad_id] = True
+    for part in mixture.parts:
+        drawn = np.zeros(len(part.table), bool)
+        drawn[part.rows] = True
+        offsets = part.table.offsets
+        for start in range(0, len(drawn), _PIECE):
+            stop = min(start + _PIECE, len(drawn))
+            taken = np.repeat(drawn[start:stop], np.diff(offsets[start : stop + 1]))
+            used[part.table.tokens[offsets[start] : offsets[stop]][taken]] = True
+    return np.flatnonzero(used)
 
 
 @dataclass(frozen=True)

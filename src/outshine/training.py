@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ from outshine.checkpoints import State, restore, save_checkpoint
 from outshine.config import TrainConfig, takes_swapped
 from outshine.console import progress, show
 from outshine.data import encode
+from outshine.depths import parameter_depths
 from outshine.distributed import Team, find_team, gathered, touched, whole, without_rows, wrap
+from outshine.embedding import merge_rows, train_rows
 from outshine.errors import UserError
 from outshine.evaluation import evaluate_tables, predict_table, score
 from outshine.files import (
@@ -105,10 +108,7 @@ def _train_into(run: Run, plan: Plan, team: Team) -> None:
     """Trains (or goes on), evaluates and saves; `run.json` comes last."""
     plan = replace(plan, forward=wrap(team, plan.forward))
     cfg, model = plan.cfg, plan.forward.model
-    groups = parameter_groups(model, plan.depths, cfg.layer_decay, cfg.weight_decay)
-    optimizer = adamw(groups, cfg.adam_eps)
-    if cfg.compile:
-        compile_encoder(plan.forward)
+    optimizer = make_optimizer(plan)
     state = State()
     if cfg.ema:
         state.average = [p.detach().clone() for p in model.parameters()]
@@ -143,12 +143,25 @@ def _train_into(run: Run, plan: Plan, team: Team) -> None:
                 with torch.no_grad():
                     for parameter, averaged in zip(model.parameters(), state.average, strict=True):
                         parameter.copy_(averaged)
+            merge_rows(model)
             forward = gathered(team, plan.forward, plan.rebuild)
             if team.is_first:
                 metrics = _finish(run, replace(plan, forward=forward), state)
                 log.track(
                     {f"{s}/{name}": found[s] for name, found in metrics.items() for s in found}
                 )
+
+
+def make_optimizer(plan: Plan) -> torch.optim.Optimizer:
+    """The optimizer of a run, and its model made ready to be trained by it."""
+    cfg, forward, depths = plan.cfg, plan.forward, plan.depths
+    used = partial(batches.used_tokens, plan.mixture, forward.pad_id)
+    if train_rows(forward.model, used) and depths is not None:
+        depths = parameter_depths(forward.model)  # of the new parameters, too
+    if cfg.compile:
+        compile_encoder(forward)
+    groups = parameter_groups(forward.model, depths, cfg.layer_decay, cfg.weight_decay)
+    return adamw(groups, cfg.adam_eps)
 
 
 def _fit(
