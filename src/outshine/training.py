@@ -342,11 +342,16 @@ def _percent(value: float | None) -> str:
 
 
 def teacher_cache(
-    run: Run | str | Path, split: str = "train", device: str = "auto", *, dry_run: bool = False
+    run: Run | str | Path,
+    split: str = "train",
+    device: str = "auto",
+    *,
+    dry_run: bool = False,
+    into: Run | None = None,
 ) -> dict[str, int]:
     """Writes a run's logits on one split for each of its tasks; returns rows per task.
 
-    With `dry_run` it only counts them.
+    With `dry_run` it only counts them. They go into the run's folder, or that of `into`.
 
     Raises:
         UserError: If the run is incomplete or kept no weights, or a task lacks the split.
@@ -366,5 +371,5 @@ def teacher_cache(
             continue
         with progress(f"logits of {task.name}", len(rows)) as bar:
             predictions = predict_table(forward, table, run.info()["id"], rows, bar.advance)
-        predictions.save(run.predictions_path(task.name, split))
+        predictions.save((into or run).predictions_path(task.name, split))
     return counts
