@@ -354,9 +354,11 @@ def teacher_cache(
     With `dry_run` it only counts them. They go into the run's folder, or that of `into`.
 
     Raises:
-        UserError: If the run is incomplete or kept no weights, or a task lacks the split.
+        UserError: If the run is incomplete or kept no weights, or is one of the hub, or a task
+            lacks the split.
     """
     run = open_run(run)
+    run.check_own("keep the logits")
     settings = TrainConfig(**run.config()["settings"])
     forward, tokenizer = load_forward(run, device, "fp32")
     counts = {}
