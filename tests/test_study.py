@@ -900,6 +900,21 @@ def test_arms_from_unlike_machines_are_warned_of(made: Study, copied: Path) -> N
         ]
 
 
+def test_an_arm_that_lacks_a_version_is_warned_of(made: Study, copied: Path) -> None:
+    taught = {node_of(made, "single->multi", seed).id for seed in (1, 2)}
+    write_rows(
+        copied,
+        [
+            replace(row, versions={"torch": "2"} | ({} if run in taught else {"kernels": "1"}))
+            for run, row in made.rows().items()
+        ],
+    )
+    assert [w for w in report_data(read_study(copied))["warnings"] if "not the same" in w] == [
+        "kernels is not the same in all arms, so that scores may differ by it: single: 1; "
+        "multi: 1; single->multi: not recorded; multi+finetune: 1"
+    ]
+
+
 # --- commands -----------------------------------------------------------------------------------
 
 
