@@ -25,10 +25,12 @@ import torch
 from accelerate import tracking
 from accelerate.utils import LoggerType
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from typer.testing import CliRunner
 
 import outshine
 from conftest import write_duplicate, write_tickets, write_urgency
 from outshine import batches, planning, training
+from outshine.cli import app
 from outshine.config import TrainConfig, resolve
 from outshine.errors import DivergedError, UserError
 from outshine.kinds import softmax
@@ -561,6 +563,30 @@ def test_a_signal_after_the_last_step_loses_no_training(
     assert f"resuming {resumed.path} at step 12 of 12" in capsys.readouterr().err
     assert_same_run(whole, resumed)
     assert not resumed.checkpoint_path.parent.exists()
+
+
+@pytest.mark.parametrize("asked", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_after_run_json_is_written_interrupts_nothing_of_the_run(
+    asked: signal.Signals, cfg: TrainConfig, tasks: dict, files: dict, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    show = training._show_metrics
+
+    def interrupted(*args: Any) -> None:
+        signal.raise_signal(asked)
+        show(*args)
+
+    monkeypatch.setattr(training, "_show_metrics", interrupted)
+    run = Run(tmp_path / "run")
+    with pytest.raises(training.InterruptedLate) as caught:  # a loop over runs ends with it
+        train([tasks["tickets"]], cfg, out=run.path)
+    assert str(caught.value) == f"interrupted when the run {run.path} was complete"
+    assert run.is_complete and not run.checkpoint_path.parent.exists()
+    assert "Dev metrics of the final weights" in capsys.readouterr().err
+    words = ["train", files["tickets"], "--encoder", cfg.encoder, "--out", tmp_path / "by-command"]
+    done = CliRunner().invoke(app, [*map(str, words), "--set", "max_steps=2"])
+    assert done.exit_code == 0, done.stderr
+    assert done.stderr.endswith(f"The run is in {tmp_path / 'by-command'}\n")
 
 
 def test_a_process_stopped_by_ctrl_c_and_resumed_ends_as_if_it_never_was(

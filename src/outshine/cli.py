@@ -136,7 +136,10 @@ def train(
         return
     from outshine import training
 
-    run = training.train(found, cfg, teachers=teachers, out=out, force=force)
+    try:
+        run = training.train(found, cfg, teachers=teachers, out=out, force=force)
+    except training.InterruptedLate as late:  # nothing was interrupted
+        run = late.run
     say(f"The run is in {run.path}")
     if as_json and not process_number():
         print_json({"run": str(run.path), "metrics": run.metrics()})

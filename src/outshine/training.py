@@ -50,6 +50,15 @@ class Interrupted(KeyboardInterrupt):
     """Ctrl-C or SIGTERM during training, after the checkpoint was written."""
 
 
+class InterruptedLate(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM when the run was complete: it lacks nothing, but no other shall begin."""
+
+    def __init__(self, run: Run) -> None:
+        """Names the run, which is kept as `run`."""
+        super().__init__(f"interrupted when the run {run.path} was complete")
+        self.run = run
+
+
 def train(
     tasks: Sequence[Task],
     cfg: TrainConfig | None = None,
@@ -77,7 +86,8 @@ def train(
         UserError: If anything given is wrong; nothing has been written then.
         WorldError: If the disk or the hub fails.
         DivergedError: If the loss or its gradient is not finite; the update is not made.
-        KeyboardInterrupt: After Ctrl-C, when the checkpoint is written.
+        KeyboardInterrupt: After Ctrl-C, when the checkpoint is written; `InterruptedLate` if the
+            run was complete by then.
     """
     tasks, cfg, path = settle(tasks, cfg or TrainConfig(), out, force, overrides)
     if cfg.num_threads:
@@ -96,13 +106,19 @@ def train(
             if force:
                 start_anew(Run(path))
         team.wait()
-        _train_into(Run(path), plan, team)
+        late = _train_into(Run(path), plan, team)
         team.wait()
+    if late:
+        raise InterruptedLate(Run(path))
     return Run(path)
 
 
-def _train_into(run: Run, plan: Plan, team: Team) -> None:
-    """Trains (or goes on), evaluates and saves; `run.json` comes last."""
+def _train_into(run: Run, plan: Plan, team: Team) -> bool:
+    """Trains (or goes on), evaluates and saves; `run.json` comes last.
+
+    Returns:
+        Whether a signal asked to stop after that.
+    """
     plan = replace(plan, forward=wrap(team, plan.forward))
     cfg, model = plan.cfg, plan.forward.model
     groups = parameter_groups(model, plan.depths, cfg.layer_decay, cfg.weight_decay)
@@ -131,24 +147,31 @@ def _train_into(run: Run, plan: Plan, team: Team) -> None:
         )
         with world_errors(run.log_path):
             run.log_path.write_text("")
-    with closing(Log(run, plan, state, team)) as log:
+    late: list[int] = []
+
+    def stop_outside_of_the_loop(number: int, _frame: Any) -> None:
+        if not run.is_complete:
+            written = "; the checkpoint is written" if run.checkpoint_path.exists() else ""
+            raise Interrupted(f"interrupted before the evaluation ended{written}")
+        late.append(number)
+        signal.signal(number, signal.default_int_handler)  # a tracker may hang
+
+    with _on_signal(stop_outside_of_the_loop), closing(Log(run, plan, state, team)) as log:
         with _interruptible() as stop, world_errors(run.path):
             _fit(log, optimizer, stop)
             save_checkpoint(run, plan, optimizer, state, team)  # the evaluation may be interrupted
             team.wait()  # a launcher that sees one process end would stop the first at writing
             if any(team.any(stop())):
                 raise Interrupted(f"interrupted at step {state.step}; the checkpoint is written")
-        with _on_signal(_stop_evaluation):
-            if state.average is not None:
-                with torch.no_grad():
-                    for parameter, averaged in zip(model.parameters(), state.average, strict=True):
-                        parameter.copy_(averaged)
-            forward = gathered(team, plan.forward, plan.rebuild)
-            if team.is_first:
-                metrics = _finish(run, replace(plan, forward=forward), state)
-                log.track(
-                    {f"{s}/{name}": found[s] for name, found in metrics.items() for s in found}
-                )
+        if state.average is not None:
+            with torch.no_grad():
+                for parameter, averaged in zip(model.parameters(), state.average, strict=True):
+                    parameter.copy_(averaged)
+        forward = gathered(team, plan.forward, plan.rebuild)
+        if team.is_first:
+            metrics = _finish(run, replace(plan, forward=forward), state)
+            log.track({f"{s}/{name}": found[s] for name, found in metrics.items() for s in found})
+    return bool(late)
 
 
 def _fit(
@@ -245,10 +268,6 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
 
     with _on_signal(note):
         yield lambda: bool(asked)
-
-
-def _stop_evaluation(_number: int, _frame: Any) -> None:
-    raise Interrupted("interrupted before the evaluation ended; the checkpoint is written")
 
 
 @contextmanager
