@@ -369,6 +369,17 @@ def test_a_read_only_cache_is_no_silent_hub(number: int, reason: str) -> None:
     )
 
 
+def test_a_permission_of_nothing_named_is_not_blamed_on_the_cache() -> None:
+    from huggingface_hub import constants
+
+    with pytest.raises(WorldError) as caught, asking_the_hub("cannot load the encoder org/tiny"):
+        raise OSError(errno.EACCES, "Permission denied")
+    assert str(caught.value) == (
+        "cannot load the encoder org/tiny: [Errno 13] Permission denied\n"
+        f"hint: check that {constants.HF_HOME} can be written, and that nothing forbids the network"
+    )
+
+
 READ_WITH_SMALL_FILES = """
 import resource, sys
 import datasets
