@@ -661,6 +661,35 @@ def test_resuming_with_other_settings_names_the_key(
     assert interrupted.checkpoint_path.read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("hidden_dropout_prob", 0.3, "architecture.hidden_dropout_prob was 0.1, is 0.3"),
+        ("hidden_act", "relu", "architecture.hidden_act was gelu, is relu"),
+        ("transformers_version", "4.0.0", ""),
+        ("attention_probs_dropout_prob", 0.3, ""),  # which the setting replaces
+    ],
+)
+def test_a_run_is_not_resumed_with_an_encoder_that_computes_otherwise(
+    key: str, value: Any, message: str, cfg: TrainConfig, tasks: dict, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(cfg.encoder, tmp_path / "encoder")
+    out = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_at(patch, 2)
+        with pytest.raises(KeyboardInterrupt):
+            train([tasks["tickets"]], cfg, out=out, encoder=str(copy))
+    content = json.loads((copy / "config.json").read_text())
+    assert content[key] != value
+    (copy / "config.json").write_text(json.dumps(content | {key: value}))
+    if not message:
+        assert train([tasks["tickets"]], cfg, out=out, encoder=str(copy)).info()["resumed"] == 1
+        return
+    with pytest.raises(UserError) as caught:
+        train([tasks["tickets"]], cfg, out=out, encoder=str(copy))
+    assert caught.value.message == f"cannot go on with the run {out}: {message}"
+
+
 def test_settings_without_effect_do_not_hinder_resumption(
     interrupted: Run, cfg: TrainConfig, tasks: dict, teacher: Run
 ) -> None:
