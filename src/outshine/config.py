@@ -57,7 +57,8 @@ class TrainConfig(BaseModel):
         loss_reduction: `mean` over the weight of the step's rows, or `sum`.
         max_grad_norm: Gradient clipping, 0 for none.
         dropout: Replaces the encoder's hidden dropout; unset: the encoder's own.
-        attention_dropout: Replaces the encoder's attention dropout.
+        attention_dropout: Replaces the encoder's attention dropout; None, which only Python can
+            say: the encoder's own.
         pooling: `auto` is the family's own transform, `cls` and `mean` use the last layer bare.
         init: `encoder` (its weights), `random`, `teachers` (the mean of their encoders, with their
             heads; they are runs with weights), or the folder of a run to start from.
