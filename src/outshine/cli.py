@@ -119,12 +119,12 @@ def train(
 
     An interrupted run is resumed by the same command.
     """
-    from outshine.config import build, parse_settings
+    from outshine.config import TrainConfig, parse_settings
     from outshine.console import say
     from outshine.processes import process_number
 
     given = parse_settings(settings or []) | _given(encoder=encoder, preset=preset, seed=seed)
-    cfg = build(given)
+    cfg = TrainConfig(**given)
     found = find_tasks(tasks, glue_dir)
     teachers = _parse_teachers(teacher or [])
     if dry_run:
