@@ -7,10 +7,10 @@ Operations of the model are counted by the usual formula, over real tokens alone
 
 for training (forward 2, backward 4; attention likewise 4 and 8), a third of it for a forward pass.
 Embeddings, pooler, heads, norms and the optimizer count nothing. What a program leaves out counts
-as done: behind the last attention Outshine computes one token per row. `multiplied` counts what is
-really multiplied, padding with it. The share of the matrix
-rate is operations per second over the rate of bare products, measured in turn with the rest on
-the shapes of the model's linear layers, in the precision of the run.
+as done: Outshine's last attention asks for the first token of each row alone, and behind it there
+is one token per row. `multiplied` counts what is really multiplied, padding with it. The share of
+the matrix rate is operations per second over the rate of bare products, measured in turn with the
+rest on the shapes of the model's linear layers, in the precision of the run.
 """
 
 from __future__ import annotations

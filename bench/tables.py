@@ -266,7 +266,9 @@ def goals() -> Iterator[str]:
 
 def machine(found: Found) -> str:
     """Where numbers are from; early files do not tell."""
-    return f"{found['machine']}, {found['threads']} threads" if "machine" in found else ""
+    if "machine" not in found:
+        return ""
+    return f"{found['machine']}, {found['threads']} thread{'s' if found['threads'] != 1 else ''}"
 
 
 def training() -> Iterator[str]:

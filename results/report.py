@@ -114,6 +114,10 @@ def rates(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def threads(number: int) -> str:
+    return f"{number} thread{'s' if number != 1 else ''}"
+
+
 def section(study: str) -> list[str]:
     rows = read(study)
     scores = reported(rows)
@@ -144,7 +148,7 @@ def section(study: str) -> list[str]:
         "",
         *rates(rows),
         "",
-        f"Command: `{COMMANDS[study]}` on {row['device']} ({row['num_threads']} thread per run, "
+        f"Command: `{COMMANDS[study]}` on {row['device']} ({threads(row['num_threads'])} per run, "
         f"{row['precision']}), torch {row['versions']['torch']}, transformers "
         f"{row['versions']['transformers']}, commit {', '.join(commits)}.",
         "",
@@ -212,7 +216,7 @@ def speed() -> list[str]:
     }
     lines = [
         f"**Speed.** Training rows per second, `{found['encoder']}`, MNLI rows, dropout 0.1, "
-        f"{found['threads']} threads of {found['machine']}, torch {found['versions']['torch']}; "
+        f"{threads(found['threads'])} of {found['machine']}, torch {found['versions']['torch']}; "
         f"median of {found['pairs']} alternating pairs of {found['runs'][0]['rows']} rows.",
         "",
         "| | batch | rows/s | Outshine is faster by | smallest and largest pair | loss |",

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from outshine.config import PRESETS, TrainConfig, build, parse_settings, resolve
+from outshine.config import PRESETS, TrainConfig, parse_settings, resolve
 from outshine.errors import UserError
 
 
@@ -98,7 +98,7 @@ def test_set_reads_toml_values_and_else_plain_text(text: str, value: Any) -> Non
     settings = parse_settings([text])
     assert settings == {key: value}
     assert type(settings[key]) is type(value)
-    build(settings)
+    TrainConfig(**settings)
 
 
 def test_the_last_set_wins() -> None:
@@ -118,7 +118,7 @@ def test_all_problems_of_set_are_named_at_once_with_the_nearest_key() -> None:
 
 def test_values_out_of_bounds_are_named_with_their_key() -> None:
     with pytest.raises(UserError) as caught:
-        build({"lr": 0, "batch_size": 2.5, "sampling": "uniformly", "epochs": "many"})
+        TrainConfig(lr=0, batch_size=2.5, sampling="uniformly", epochs="many")
     assert str(caught.value) == (
         "cannot use the settings: 4 problems\n"
         "  lr: 0, expected: Input should be greater than 0\n"
@@ -134,7 +134,7 @@ def test_values_out_of_bounds_are_named_with_their_key() -> None:
 
 def test_nan_is_no_setting() -> None:
     with pytest.raises(UserError, match="lr: nan, expected: Input should be a finite number"):
-        build(parse_settings(["lr=nan"]))
+        TrainConfig(**parse_settings(["lr=nan"]))
 
 
 def test_unknown_preset_and_missing_encoder_are_refused() -> None:
@@ -155,7 +155,7 @@ def test_unknown_preset_and_missing_encoder_are_refused() -> None:
 
 def test_unknown_setting_gets_a_did_you_mean() -> None:
     with pytest.raises(UserError) as caught:
-        build({"warmup_fracton": 0.1})
+        TrainConfig(warmup_fracton=0.1)
     assert caught.value.message == (
         "cannot use the settings: unknown key 'warmup_fracton' (did you mean 'warmup_fraction'?)"
     )
@@ -164,6 +164,6 @@ def test_unknown_setting_gets_a_did_you_mean() -> None:
 @pytest.mark.parametrize("fold", ["3/2", "1/1"])
 def test_a_fold_is_one_of_two_or_more(fold: str) -> None:
     with pytest.raises(UserError) as caught:
-        build({"fold": fold})
+        TrainConfig(fold=fold)
     assert f'fold: "{fold}", expected one of two or more, such as "2/5"' in caught.value.message
-    assert build({"fold": "2/5"}).fold == "2/5"
+    assert TrainConfig(fold="2/5").fold == "2/5"

@@ -176,6 +176,17 @@ def test_the_links_of_a_page_lead_to_files_and_headings(page: Path) -> None:
     assert dead == []
 
 
+@pytest.mark.parametrize(
+    "page",
+    [page for page in (*PAGES, ROOT / "CHANGELOG.md") if page.name != "reference.md"],
+    ids=lambda page: page.name,
+)
+def test_no_line_of_a_page_is_longer_than_100(page: Path) -> None:
+    """But those of tables, of commands and of what scripts write between marks."""
+    text = re.sub(r"<!-- (\w+):begin -->.*?<!-- \1:end -->", "", prose(page), flags=re.S)
+    assert [ln for ln in text.splitlines() if len(ln) > 100 and not ln.startswith("|")] == []
+
+
 def anchors(page: Path) -> set[str]:
     """The names by which the headings of a page are linked."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.M)

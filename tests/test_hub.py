@@ -21,10 +21,13 @@ import pytest
 import hub
 import outshine
 from outshine import encoders, readers
+from outshine.calibration import calibrate
 from outshine.errors import OutshineError, UserError, WorldError
 from outshine.exporting import push_to_hub
 from outshine.hub import asking_the_hub
+from outshine.runs import Run, open_run
 from outshine.tasks import Task
+from outshine.training import teacher_cache
 
 # Configuration of nyu-mll/glue -> its two text columns, its classes, and split -> labels.
 GLUE_CONFIGS: dict[str, tuple[tuple[str, str], list[str], dict[str, list[int]]]] = {
@@ -366,6 +369,17 @@ def test_a_read_only_cache_is_no_silent_hub(number: int, reason: str) -> None:
     )
 
 
+def test_a_permission_of_nothing_named_is_not_blamed_on_the_cache() -> None:
+    from huggingface_hub import constants
+
+    with pytest.raises(WorldError) as caught, asking_the_hub("cannot load the encoder org/tiny"):
+        raise OSError(errno.EACCES, "Permission denied")
+    assert str(caught.value) == (
+        "cannot load the encoder org/tiny: [Errno 13] Permission denied\n"
+        f"hint: check that {constants.HF_HOME} can be written, and that nothing forbids the network"
+    )
+
+
 READ_WITH_SMALL_FILES = """
 import resource, sys
 import datasets
@@ -598,6 +612,35 @@ def test_a_whole_student_is_pushed_and_used_by_its_name(
     name, labels = "org/desk", ["billing", "tech", "other"]
     loaded = AutoModelForSequenceClassification.from_pretrained(name, subfolder="tickets")
     assert [loaded.config.id2label[i] for i in range(3)] == labels
+
+
+def test_a_run_of_the_hub_is_evaluated_and_never_written_to(
+    server: hub.Hub, client: Callable, student: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    client(server.url)
+    monkeypatch.chdir(tmp_path)
+    outshine.export(student, tmp_path / "all")
+    push_to_hub(tmp_path / "all", "org/desk")
+    tasks = Run(student).tasks()
+    cache = tmp_path / "hub-cache"
+    opened = open_run("org/desk")
+    before = contents(cache)
+    assert outshine.evaluate("org/desk", tasks=tasks) == outshine.evaluate(student)
+    said = "note: not recorded: org/desk is a run of the hub, which is only read\n"
+    assert said in capsys.readouterr().err
+    for what, write in {
+        "keep the logits": lambda: teacher_cache("org/desk"),
+        "keep the temperatures": lambda: calibrate(opened),
+        "make a soup": lambda: outshine.soup(["org/desk", student], out=tmp_path / "soup"),
+    }.items():
+        with pytest.raises(UserError) as caught:
+            write()
+        assert str(caught.value) == (
+            f"cannot {what} of org/desk: a run of the hub, expected a folder of yours\n"
+            "hint: `hf download org/desk --local-dir FOLDER`, and give that folder"
+        )
+    assert contents(cache) == before
 
 
 def test_what_an_earlier_push_left_is_gone_after_the_commit_of_the_next(

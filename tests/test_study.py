@@ -347,6 +347,27 @@ def test_logits_and_weights_of_another_folder_are_used_where_they_lie(
     assert used == [str(first.path / study.rows()[node.parents[0]].folder)]
 
 
+@pytest.mark.parametrize("policy", ["same-seed", "out-of-fold:2"])
+def test_another_folder_is_only_read_where_a_teacher_has_weights_and_no_logits(
+    tmp_path: Path, encoder: Path, policy: str
+) -> None:
+    keys = f'seeds = 1\nkeep = "all"\nteachers = "{policy}"'
+    path = write_study(tmp_path, study_text(encoder, keys, arms='["single->multi"]'))
+    first = run_study(path, out=tmp_path / "first")
+    for logits in first.path.rglob("*-train.safetensors"):
+        logits.unlink()
+    for joined in first.path.glob("runs/folds-*"):
+        shutil.rmtree(joined)
+    before = {p: p.stat().st_mtime_ns for p in first.path.rglob("*")}
+    path.write_text(
+        path.read_text().replace('"single->multi"', '"single->multi", "single->single"')
+    )
+    study = run_study(path, out=tmp_path / "second", others=[first.path])
+    assert {row.chain for row in read_rows([study.path]).values()} == {"single->single"}
+    assert {p: p.stat().st_mtime_ns for p in first.path.rglob("*")} == before
+    assert not list(study.path.rglob("members"))
+
+
 def test_what_a_process_that_died_has_left_is_removed(made: Study, copied: Path) -> None:
     left = copied / node_of(made, "multi").folder / "model"
     left.mkdir()
@@ -877,6 +898,21 @@ def test_arms_from_unlike_machines_are_warned_of(made: Study, copied: Path) -> N
             "precision is not the same in all arms, so that scores may differ by it: "
             "single->multi: bf16, fp32; single: fp32",
         ]
+
+
+def test_an_arm_that_lacks_a_version_is_warned_of(made: Study, copied: Path) -> None:
+    taught = {node_of(made, "single->multi", seed).id for seed in (1, 2)}
+    write_rows(
+        copied,
+        [
+            replace(row, versions={"torch": "2"} | ({} if run in taught else {"kernels": "1"}))
+            for run, row in made.rows().items()
+        ],
+    )
+    assert [w for w in report_data(read_study(copied))["warnings"] if "not the same" in w] == [
+        "kernels is not the same in all arms, so that scores may differ by it: single: 1; "
+        "multi: 1; single->multi: not recorded; multi+finetune: 1"
+    ]
 
 
 # --- commands -----------------------------------------------------------------------------------

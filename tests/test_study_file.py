@@ -221,6 +221,7 @@ set = { lrr = 1e-3, seed = 3 }
             ("lr = 1e-3", 'lr = "fast"'),
             "stage.single: lr: 'fast', expected: Input should be a valid number",
         ),
+        (("lr = 1e-3", "lrr = 1"), "stage.single: unknown key 'lrr' (did you mean 'lr'?)"),
         (
             ("lr = 1e-3", "task_weight = { ticket = 2.0 }"),
             "stage.single.task_weight: no task 'ticket' (did you mean 'tickets'?), expected one "

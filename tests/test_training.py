@@ -25,10 +25,12 @@ import torch
 from accelerate import tracking
 from accelerate.utils import LoggerType
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from typer.testing import CliRunner
 
 import outshine
 from conftest import write_duplicate, write_tickets, write_urgency
 from outshine import batches, planning, training
+from outshine.cli import app
 from outshine.config import TrainConfig, resolve
 from outshine.errors import DivergedError, UserError
 from outshine.files import map_arrays
@@ -565,6 +567,30 @@ def test_a_signal_after_the_last_step_loses_no_training(
     assert not resumed.checkpoint_path.parent.exists()
 
 
+@pytest.mark.parametrize("asked", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_after_run_json_is_written_interrupts_nothing_of_the_run(
+    asked: signal.Signals, cfg: TrainConfig, tasks: dict, files: dict, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    show = training._show_metrics
+
+    def interrupted(*args: Any) -> None:
+        signal.raise_signal(asked)
+        show(*args)
+
+    monkeypatch.setattr(training, "_show_metrics", interrupted)
+    run = Run(tmp_path / "run")
+    with pytest.raises(training.InterruptedLate) as caught:  # a loop over runs ends with it
+        train([tasks["tickets"]], cfg, out=run.path)
+    assert str(caught.value) == f"interrupted when the run {run.path} was complete"
+    assert run.is_complete and not run.checkpoint_path.parent.exists()
+    assert "Dev metrics of the final weights" in capsys.readouterr().err
+    words = ["train", files["tickets"], "--encoder", cfg.encoder, "--out", tmp_path / "by-command"]
+    done = CliRunner().invoke(app, [*map(str, words), "--set", "max_steps=2"])
+    assert done.exit_code == 0, done.stderr
+    assert done.stderr.endswith(f"The run is in {tmp_path / 'by-command'}\n")
+
+
 def test_a_process_stopped_by_ctrl_c_and_resumed_ends_as_if_it_never_was(
     files: dict, tasks: dict, encoder: Path, tmp_path: Path
 ) -> None:
@@ -635,6 +661,35 @@ def test_resuming_with_other_settings_names_the_key(
     with pytest.raises(UserError, match=r"teachers\.tickets was \w{12}, is None"):
         train([tasks["tickets"]], cfg, out=interrupted.path)
     assert interrupted.checkpoint_path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("hidden_dropout_prob", 0.3, "architecture.hidden_dropout_prob was 0.1, is 0.3"),
+        ("hidden_act", "relu", "architecture.hidden_act was gelu, is relu"),
+        ("transformers_version", "4.0.0", ""),
+        ("attention_probs_dropout_prob", 0.3, ""),  # which the setting replaces
+    ],
+)
+def test_a_run_is_not_resumed_with_an_encoder_that_computes_otherwise(
+    key: str, value: Any, message: str, cfg: TrainConfig, tasks: dict, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(cfg.encoder, tmp_path / "encoder")
+    out = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_at(patch, 2)
+        with pytest.raises(KeyboardInterrupt):
+            train([tasks["tickets"]], cfg, out=out, encoder=str(copy))
+    content = json.loads((copy / "config.json").read_text())
+    assert content[key] != value
+    (copy / "config.json").write_text(json.dumps(content | {key: value}))
+    if not message:
+        assert train([tasks["tickets"]], cfg, out=out, encoder=str(copy)).info()["resumed"] == 1
+        return
+    with pytest.raises(UserError) as caught:
+        train([tasks["tickets"]], cfg, out=out, encoder=str(copy))
+    assert caught.value.message == f"cannot go on with the run {out}: {message}"
 
 
 def test_settings_without_effect_do_not_hinder_resumption(

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 import outshine
 from conftest import write_tickets
 from outshine import training
-from outshine.config import build
+from outshine.config import TrainConfig
 from outshine.devices import pick_device
 from outshine.distillation import distill
 from outshine.errors import UserError
@@ -315,11 +315,11 @@ def test_a_run_of_other_pooling_is_no_start(
     ],
 )
 def test_settings_that_cannot_work_are_refused(settings: dict[str, Any], problem: str) -> None:
-    assert problem in failure(build, settings)
+    assert problem in failure(TrainConfig, **settings)
 
 
 def test_one_tracker_may_be_given_as_text() -> None:
-    assert build({"track": "tensorboard"}).track == ("tensorboard",)
+    assert TrainConfig(track="tensorboard").track == ("tensorboard",)
 
 
 def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_written(

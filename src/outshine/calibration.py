@@ -45,9 +45,10 @@ def calibrate(
 
     Raises:
         UserError: If no task has classes and two dev rows, or a dry run would have to compute
-            and keep dev logits.
+            and keep dev logits, or the run is one of the hub.
     """
     run = open_run(run)
+    run.check_own("keep the temperatures")
     found = {}
     for task in run.tasks():
         kind = kind_of(task)

@@ -119,12 +119,12 @@ def train(
 
     An interrupted run is resumed by the same command.
     """
-    from outshine.config import build, parse_settings
+    from outshine.config import TrainConfig, parse_settings
     from outshine.console import say
     from outshine.processes import process_number
 
     given = parse_settings(settings or []) | _given(encoder=encoder, preset=preset, seed=seed)
-    cfg = build(given)
+    cfg = TrainConfig(**given)
     found = find_tasks(tasks, glue_dir)
     teachers = _parse_teachers(teacher or [])
     if dry_run:
@@ -136,7 +136,10 @@ def train(
         return
     from outshine import training
 
-    run = training.train(found, cfg, teachers=teachers, out=out, force=force)
+    try:
+        run = training.train(found, cfg, teachers=teachers, out=out, force=force)
+    except training.InterruptedLate as late:  # nothing was interrupted
+        run = late.run
     say(f"The run is in {run.path}")
     if as_json and not process_number():
         print_json({"run": str(run.path), "metrics": run.metrics()})

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any, Literal, Self
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    ModelWrapValidatorHandler,
     PositiveFloat,
     ValidationError,
     field_validator,
@@ -29,6 +30,8 @@ BY_TASK = ("task_weight", "sampling_weights", "symmetric")
 
 class TrainConfig(BaseModel):
     """All settings of one training run. A key that was not given takes the preset's value.
+
+    Settings that are unknown or do not fit raise one UserError with all of them.
 
     Attributes:
         preset: A key of PRESETS; by default `bam-single` for one task, `bam-multi` for several.
@@ -57,7 +60,8 @@ class TrainConfig(BaseModel):
         loss_reduction: `mean` over the weight of the step's rows, or `sum`.
         max_grad_norm: Gradient clipping, 0 for none.
         dropout: Replaces the encoder's hidden dropout; unset: the encoder's own.
-        attention_dropout: Replaces the encoder's attention dropout.
+        attention_dropout: Replaces the encoder's attention dropout; None, which only Python can
+            say: the encoder's own.
         pooling: `auto` is the family's own transform, `cls` and `mean` use the last layer bare.
         init: `encoder` (its weights), `random`, `teachers` (the mean of their encoders, with their
             heads; they are runs with weights), or the folder of a run to start from.
@@ -144,6 +148,20 @@ class TrainConfig(BaseModel):
             raise ValueError(f'fold: "{self.fold}", expected one of two or more, such as "2/5"')
         return self
 
+    @model_validator(mode="wrap")  # the last one is around the others
+    @classmethod
+    def _told(cls, given: Any, check: ModelWrapValidatorHandler[Self]) -> Self:
+        """Tells all problems in one UserError."""
+        try:
+            return check(given)
+        except ValidationError as error:
+            raise_problems(
+                "cannot use the settings",
+                validation_lines(error, cls),
+                "docs/reference.md lists every setting with its type and meaning",
+            )
+            raise
+
     def given(self) -> dict[str, Any]:
         """The settings that were given, not left to a preset or default."""
         return {key: getattr(self, key) for key in self.model_fields_set}
@@ -174,19 +192,6 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def build(settings: Mapping[str, Any]) -> TrainConfig:
-    """Checks settings and returns them as a TrainConfig; all problems in one UserError."""
-    try:
-        return TrainConfig(**settings)
-    except ValidationError as error:
-        raise_problems(
-            "cannot use the settings",
-            validation_lines(error, TrainConfig),
-            "docs/reference.md lists every setting with its type and meaning",
-        )
-        raise
-
-
 def resolve(cfg: TrainConfig, num_tasks: int, **overrides: Any) -> TrainConfig:
     """Returns the complete settings of one run: preset, then `cfg`, then `overrides`.
 
@@ -200,7 +205,7 @@ def resolve(cfg: TrainConfig, num_tasks: int, **overrides: Any) -> TrainConfig:
     """
     given = cfg.given() | {key: value for key, value in overrides.items() if value is not None}
     preset = given.get("preset") or ("bam-single" if num_tasks == 1 else "bam-multi")
-    resolved = build(PRESETS.get(preset, {}) | given | {"preset": preset})
+    resolved = TrainConfig(**(PRESETS.get(preset, {}) | given | {"preset": preset}))
     if not resolved.encoder:
         raise UserError(
             "cannot train: no encoder given, expected a folder, a hub id or `builtin`",

@@ -20,7 +20,7 @@ from outshine.comparison import (
     show_results,
     tables_by_task,
 )
-from outshine.config import TrainConfig, build, of_tasks, resolve
+from outshine.config import TrainConfig, of_tasks, resolve
 from outshine.console import say
 from outshine.costs import measure_cost
 from outshine.errors import UserError
@@ -234,7 +234,7 @@ def _settings(
 ) -> dict[str, TrainConfig]:
     """Complete settings of each arm's last stage; the student starts from those of `multi`."""
     below = {"single": {}, "multi": {}, STUDENT: stages["multi"]}
-    given = {arm: build({**common, **below[arm], **stages[arm]}) for arm in ARMS}
+    given = {arm: TrainConfig(**{**common, **below[arm], **stages[arm]}) for arm in ARMS}
     cfgs = {arm: resolve(cfg, 1 if arm == "single" else num_tasks) for arm, cfg in given.items()}
     for cfg in cfgs.values():
         if cfg.keep != "all":

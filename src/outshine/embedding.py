@@ -71,7 +71,7 @@ class Embedding(nn.Embedding):
         return torch.where((places >= 0).unsqueeze(-1), own, others)
 
     @property
-    def trained(self) -> nn.Parameter:
+    def trained(self) -> Tensor:
         """What the optimizer changes: the (n, D) rows that are trained, or the (V, D) weight."""
         return self.weight if self.rows is None else self.rows
 
@@ -127,20 +127,16 @@ def use_row_gradients(module: nn.Module, embedding: nn.Module) -> None:
                 setattr(parent, name, Embedding(child).train(child.training))
 
 
-def train_rows(module: nn.Module, used: Callable[[int], np.ndarray]) -> bool:
+def train_rows(module: nn.Module, used: Callable[[int], np.ndarray]) -> None:
     """Has the `Embedding` inside a module, if there is one, train the rows of some words alone.
 
     Args:
         module: Before its optimizer is made.
         used: Size of the vocabulary -> (n,) int64 distinct ids, all that training will look up.
-
-    Returns:
-        Whether there is one.
     """
-    found = [child for child in module.modules() if isinstance(child, Embedding)]
-    for child in found:
-        child.train_rows(torch.from_numpy(used(child.num_embeddings)))
-    return bool(found)
+    for child in [*module.modules()]:
+        if isinstance(child, Embedding):
+            child.train_rows(torch.from_numpy(used(child.num_embeddings)))
 
 
 def merge_rows(module: nn.Module) -> None:

@@ -7,7 +7,7 @@ command line prints it with a `hint:` line and no traceback.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 MAX_PROBLEMS_SHOWN = 20
 
@@ -27,9 +27,14 @@ class OutshineError(Exception):
 
 
 class UserError(OutshineError):
-    """Something that the user gave is wrong: a file, a name, a setting. Exit code 2."""
+    """Something that the user gave is wrong: a file, a name, a setting. Exit code 2.
+
+    Attributes:
+        problems: Each of those that it lists, if it was made by `raise_problems`.
+    """
 
     exit_code = 2
+    problems: Sequence[str] = ()
 
 
 class WorldError(OutshineError):
@@ -62,11 +67,11 @@ def raise_problems(what: str, problems: list[str], hint: str) -> None:
     """
     if not problems:
         return
-    if len(problems) == 1:
-        raise UserError(f"{what}: {problems[0]}", hint)
     shown = problems[:MAX_PROBLEMS_SHOWN]
     more = len(problems) - len(shown)
     lines = [f"{what}: {len(problems)} problems", *(f"  {problem}" for problem in shown)]
     if more:
         lines.append(f"  and {more} more")
-    raise UserError("\n".join(lines), hint)
+    error = UserError("\n".join(lines) if len(problems) > 1 else f"{what}: {problems[0]}", hint)
+    error.problems = problems
+    raise error

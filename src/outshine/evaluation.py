@@ -145,7 +145,8 @@ def evaluate(
     """Evaluates a finished run on one split.
 
     Metrics and logits are recorded in its folder, but for those of other data than the run knows
-    by the split's name, or of another precision than the run's own records.
+    by the split's name, or of another precision than the run's own records. Nothing is recorded of
+    a run of the hub.
 
     Args:
         run: The run or its folder.
@@ -193,6 +194,9 @@ def _record(
     run: Run, split: str, recorded: Mapping[str, Predictions], results: Mapping[str, Any]
 ) -> None:
     """Adds logits (those on train are the teachers' cache, of other rows) and metrics to a run."""
+    if run.hub:
+        say(f"note: not recorded: {run.hub} is a run of the hub, which is only read")
+        return
     left_out = [name for name in results if name not in recorded]
     if left_out:
         say(

@@ -153,9 +153,13 @@ def _provenance(rows: Sequence[Row]) -> dict[str, Any]:
 def _machine_warnings(arms: Mapping[str, Sequence[Row]]) -> list[str]:
     """Says in what the surroundings of arms differ: a difference of scores may come from that."""
     facts: dict[str, dict[str, set[str]]] = {}
+    versions = dict.fromkeys(
+        name for rows in arms.values() for row in rows for name in row.versions
+    )
+    unknown = dict.fromkeys(versions, "not recorded")
     for arm, rows in arms.items():
         for row in rows:
-            its = {"device": row.device, "precision": row.precision, **row.versions}
+            its = {"device": row.device, "precision": row.precision, **unknown, **row.versions}
             for name, value in its.items():
                 facts.setdefault(name, {}).setdefault(arm, set()).add(value)
     return [

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from outshine.chains import Policy, Stage, chain_text
-from outshine.config import WITHOUT_EFFECT, TrainConfig, build, of_tasks, resolve, takes_swapped
+from outshine.config import WITHOUT_EFFECT, TrainConfig, of_tasks, resolve, takes_swapped
 from outshine.encoders import BUILTIN, BUILTIN_SHA256
 from outshine.errors import UserError
 from outshine.files import digest, digest_file
@@ -356,7 +356,7 @@ def _settings(
     given = {**spec.stages[stage.kind], **own, **spec.overrides, **stage.settings, **tried}
     if spec.select is not None and seed == spec.select.seed:
         given |= spec.select.settings
-    return of_tasks(resolve(build(given), len(names), seed=seed, fold=fold), names)
+    return of_tasks(resolve(TrainConfig(**given), len(names), seed=seed, fold=fold), names)
 
 
 def effective_settings(cfg: TrainConfig, tasks: Sequence[Task], *, taught: bool) -> dict[str, Any]:

@@ -47,7 +47,14 @@ def asking_the_hub(what: str, tried: str = "") -> Iterator[None]:
         ) from error
     except (HTTPError, OSError) as error:
         cause = error.__cause__ or error
+        first_line = str(cause).split("\n")[0] or type(cause).__name__
         if isinstance(cause, OSError) and cause.errno in _DISK:
+            if cause.errno == errno.EACCES and not cause.filename:  # of a file, or of a connection
+                raise WorldError(
+                    f"{what}: {tried}{first_line}",
+                    f"check that {constants.HF_HOME} can be written, and that nothing forbids the "
+                    "network",
+                ) from error
             with world_errors(Path(cause.filename or constants.HF_HOME)):
                 raise cause from None
         status = getattr(getattr(error, "response", None), "status_code", None)
@@ -61,7 +68,6 @@ def asking_the_hub(what: str, tried: str = "") -> Iterator[None]:
                 f"{what}: {tried}not downloaded before, and the hub client is offline",
                 "unset HF_HUB_OFFLINE, or give local files",
             ) from error
-        first_line = str(cause).split("\n")[0] or type(cause).__name__
         raise WorldError(
             f"{what}: {tried}the hub does not answer ({first_line})",
             "check the network and HF_ENDPOINT, or give local files; "

@@ -25,6 +25,7 @@ from outshine.errors import OutshineError, UserError, WorldError
 from outshine.graph import Node
 from outshine.plan import seconds_left, to_make
 from outshine.processes import want_one_process
+from outshine.ray_executor import LOOK_EVERY_S, MAX_DEATHS
 from outshine.results import Row
 from outshine.study import (
     Study,
@@ -38,9 +39,6 @@ from outshine.study import (
 
 EXECUTORS = ("local", "ray")
 PLAIN_LINE_EVERY_S = 30.0
-MAX_DEATHS = 3
-# Workers that have died are looked for so often, however much the others tell.
-LOOK_EVERY_S = 1.0
 _WORKER = "from outshine.launch import worker; worker()"
 
 

@@ -10,6 +10,7 @@ head is that last layer for one task, which makes every task exportable as that 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,11 @@ _DROPOUT_KEYS = (
     "pooler_dropout",
 )
 _ATTENTION_DROPOUT_KEYS = ("attention_probs_dropout_prob", "attention_dropout")
+# Of config.json, what changes no number, and differs between copies of one encoder.
+_WITHOUT_EFFECT = frozenset(
+    {"architectures", "transformers_version", "dtype", "torch_dtype", "id2label", "label2id"}
+    | {"_name_or_path", "_num_labels", "problem_type"}
+)
 
 
 class MultiTaskModel(nn.Module):
@@ -251,6 +257,19 @@ def weights_digest(model: nn.Module) -> str:
         total.update(name.encode())
         total.update(tensor.detach().contiguous().cpu().numpy().data)
     return total.hexdigest()
+
+
+def architecture(model: MultiTaskModel, location: str) -> dict[str, Any]:
+    """How an encoder computes, beside its weights: what its config.json says, as the model has it.
+
+    Args:
+        model: From `build_model`, with its dropout.
+        location: Whose.
+    """
+    own = json.loads(model.network.config.to_json_string(use_diff=False))
+    written = read_json(Path(location) / "config.json")
+    # what a release of transformers adds to it by itself is no other encoder
+    return {k: own.get(k, v) for k, v in written.items() if k not in _WITHOUT_EFFECT}
 
 
 def add_weights(module: nn.Module, other: nn.Module, count: int) -> None:

@@ -32,7 +32,9 @@ def parameter_groups(
     groups: dict[tuple[int, bool], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            depth = depths[name] if depths is not None else 0
+            # what `embedding.train_rows` has made is as deep as the weight that it is of
+            weight = f"{name.rpartition('.')[0]}.weight"
+            depth = depths[name if name in depths else weight] if depths is not None else 0
             groups[depth, parameter.ndim > 1].append(parameter)
     return [
         {

@@ -28,6 +28,7 @@ from outshine.graph import other_start
 from outshine.model import (
     MultiTaskModel,
     add_weights,
+    architecture,
     build_model,
     load_model,
     num_positions,
@@ -142,6 +143,7 @@ def prepare(
         },
         "precision": forward.precision,
         "start": {"weights": start, "tokenizer": tokenizer_fingerprint(tokenizer)},
+        "architecture": architecture(model, location),
         "data": {name: table.data for name, table in tables.items()},
         "rows": {
             part.table.task.name: hashlib.sha256(part.rows.tobytes()).hexdigest()

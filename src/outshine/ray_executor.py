@@ -23,6 +23,7 @@ from outshine.study import Study
 
 ANSWER_S = 30
 STOP_S = 60
+# Both also hold for the processes of one machine (`launch`).
 MAX_DEATHS = 3
 # Workers that have ended are looked for so often, however much the others tell.
 LOOK_EVERY_S = 1.0

@@ -23,9 +23,15 @@ _OF_A_RUN = ["config.json", "run.json", "metrics.json", "calibration.json", "mod
 
 @dataclass(frozen=True)
 class Run:
-    """One training run on disk; complete if and only if `run.json`, written last, exists."""
+    """One training run on disk; complete if and only if `run.json`, written last, exists.
+
+    Attributes:
+        path: Its folder.
+        hub: Its name on the hub, in whose cache the folder is then: it is only read.
+    """
 
     path: Path
+    hub: str = ""
 
     @property
     def is_complete(self) -> bool:
@@ -51,6 +57,21 @@ class Run:
     def calibration_path(self) -> Path:
         """One temperature per task with classes; exists once the run is calibrated."""
         return self.path / "calibration.json"
+
+    def check_own(self, what: str) -> None:
+        """Refuses to write to a run of the hub.
+
+        Args:
+            what: What cannot be done, such as `keep the logits`.
+
+        Raises:
+            UserError: If it is one.
+        """
+        if self.hub:
+            raise UserError(
+                f"cannot {what} of {self.hub}: a run of the hub, expected a folder of yours",
+                f"`hf download {self.hub} --local-dir FOLDER`, and give that folder",
+            )
 
     def predictions_path(self, task: str, split: str) -> Path:
         """The file with one task's logits on one split."""
@@ -114,7 +135,7 @@ def open_run(path: str | Path | Run) -> Run:
         UserError: If there is no run at `path`, or it is incomplete, or of a newer format.
         WorldError: If the hub does not answer and the run was not downloaded before.
     """
-    run = path if isinstance(path, Run) else Run(_local(Path(path)))
+    run = path if isinstance(path, Run) else _found(Path(path))
     if not run.path.is_dir():
         raise UserError(f"cannot open the run {run.path}: no such folder", "check the path")
     if not run.is_complete:
@@ -134,14 +155,14 @@ def open_run(path: str | Path | Run) -> Run:
     return run
 
 
-def _local(path: Path) -> Path:
+def _found(path: Path) -> Run:
     """The folder itself, or the one of the hub client's cache with what a run of the hub needs."""
     if path.is_absolute() or len(path.parts) != 2 or path.parent.exists():
-        return path
+        return Run(path)
     from huggingface_hub import snapshot_download
 
     with asking_the_hub(f"cannot open the run {path}", tried="no such folder, and "):
-        return Path(snapshot_download(str(path), allow_patterns=_OF_A_RUN))
+        return Run(Path(snapshot_download(str(path), allow_patterns=_OF_A_RUN)), hub=str(path))
 
 
 def check_new(path: Path, force: bool) -> None:

@@ -96,6 +96,7 @@ def _checked(runs: Runs, out: Path, force: bool) -> list[Run]:
         )
     by_id: dict[str, Run] = {}
     for run in found:
+        run.check_own("make a soup")
         run_id = run.info()["id"]
         if run_id in by_id:
             raise UserError(

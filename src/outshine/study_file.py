@@ -325,8 +325,8 @@ def _check_settings(settings: Any, place: str, names: Sequence[str], problems: l
             problems.append(f"{place}.{key}: given, expected none: the study decides it")
     try:
         cfg = TrainConfig(**settings)
-    except ValidationError as error:
-        problems += [f"{place}: {line}" for line in validation_lines(error, TrainConfig)]
+    except UserError as error:
+        problems += [f"{place}: {problem}" for problem in error.problems]
         return
     for key in BY_TASK:
         by_task = getattr(cfg, key)

@@ -6,7 +6,8 @@ several of them for one task are an ensemble.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,19 @@ from outshine.tasks import FILE_ENDINGS, Task, kind_of
 
 Source = str | Path | Run
 Teachers = Mapping[str, Source | Sequence[Source]]
+
+_read_only: dict[str, tuple[Path, ...]] = {"folders": ()}
+
+
+@contextmanager
+def only_reading(folders: Sequence[Path]) -> Iterator[None]:
+    """Keeps fresh logits of runs below these folders, somebody else's, in the cache folder."""
+    before = _read_only["folders"]
+    _read_only["folders"] = tuple(folder.resolve() for folder in folders)
+    try:
+        yield
+    finally:
+        _read_only["folders"] = before
 
 
 def normalise(teachers: Teachers | None, tasks: Sequence[Task]) -> dict[str, list[str]]:
@@ -150,7 +164,8 @@ def _run_teacher(
 ) -> tuple[np.ndarray, list[int]]:
     """Logits that a run keeps; rows that it lacks are computed and added to them.
 
-    Those of a run whose folder cannot be written are kept in the cache folder.
+    Those of a run whose folder cannot, or may not (`only_reading`), be written are kept in the
+    cache folder.
     """
     task = table.task
     path = run.predictions_path(task.name, table.split)
@@ -172,6 +187,9 @@ def _run_teacher(
     own = encode(task, table.split, tokenizer, max_length, swapped=_has_swapped(table))
     wanted = set(ids) | set(known.ids if known else [])
     fresh = _compute(forward, own, run.info()["id"], wanted, f"teacher logits of {run.path}")
+    if any(run.path.resolve().is_relative_to(folder) for folder in _read_only["folders"]):
+        fresh.save(cached)
+        return fresh.take(ids)
     try:
         fresh.save(path)
     except WorldError as error:

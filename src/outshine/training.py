@@ -23,7 +23,6 @@ from outshine.checkpoints import State, restore, save_checkpoint
 from outshine.config import TrainConfig, takes_swapped
 from outshine.console import progress, show
 from outshine.data import encode
-from outshine.depths import parameter_depths
 from outshine.distributed import Team, find_team, gathered, touched, whole, without_rows, wrap
 from outshine.embedding import merge_rows, train_rows
 from outshine.errors import UserError
@@ -53,6 +52,15 @@ class Interrupted(KeyboardInterrupt):
     """Ctrl-C or SIGTERM during training, after the checkpoint was written."""
 
 
+class InterruptedLate(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM when the run was complete: it lacks nothing, but no other shall begin."""
+
+    def __init__(self, run: Run) -> None:
+        """Names the run, which is kept as `run`."""
+        super().__init__(f"interrupted when the run {run.path} was complete")
+        self.run = run
+
+
 def train(
     tasks: Sequence[Task],
     cfg: TrainConfig | None = None,
@@ -80,7 +88,8 @@ def train(
         UserError: If anything given is wrong; nothing has been written then.
         WorldError: If the disk or the hub fails.
         DivergedError: If the loss or its gradient is not finite; the update is not made.
-        KeyboardInterrupt: After Ctrl-C, when the checkpoint is written.
+        KeyboardInterrupt: After Ctrl-C, when the checkpoint is written; `InterruptedLate` if the
+            run was complete by then.
     """
     tasks, cfg, path = settle(tasks, cfg or TrainConfig(), out, force, overrides)
     if cfg.num_threads:
@@ -99,13 +108,19 @@ def train(
             if force:
                 start_anew(Run(path))
         team.wait()
-        _train_into(Run(path), plan, team)
+        late = _train_into(Run(path), plan, team)
         team.wait()
+    if late:
+        raise InterruptedLate(Run(path))
     return Run(path)
 
 
-def _train_into(run: Run, plan: Plan, team: Team) -> None:
-    """Trains (or goes on), evaluates and saves; `run.json` comes last."""
+def _train_into(run: Run, plan: Plan, team: Team) -> bool:
+    """Trains (or goes on), evaluates and saves; `run.json` comes last.
+
+    Returns:
+        Whether a signal asked to stop after that.
+    """
     plan = replace(plan, forward=wrap(team, plan.forward))
     cfg, model = plan.cfg, plan.forward.model
     optimizer = make_optimizer(plan)
@@ -131,36 +146,41 @@ def _train_into(run: Run, plan: Plan, team: Team) -> None:
         )
         with world_errors(run.log_path):
             run.log_path.write_text("")
-    with closing(Log(run, plan, state, team)) as log:
+    late: list[int] = []
+
+    def stop_outside_of_the_loop(number: int, _frame: Any) -> None:
+        if not run.is_complete:
+            written = "; the checkpoint is written" if run.checkpoint_path.exists() else ""
+            raise Interrupted(f"interrupted before the evaluation ended{written}")
+        late.append(number)
+        signal.signal(number, signal.default_int_handler)  # a tracker may hang
+
+    with _on_signal(stop_outside_of_the_loop), closing(Log(run, plan, state, team)) as log:
         with _interruptible() as stop, world_errors(run.path):
             _fit(log, optimizer, stop)
             save_checkpoint(run, plan, optimizer, state, team)  # the evaluation may be interrupted
             team.wait()  # a launcher that sees one process end would stop the first at writing
             if any(team.any(stop())):
                 raise Interrupted(f"interrupted at step {state.step}; the checkpoint is written")
-        with _on_signal(_stop_evaluation):
-            if state.average is not None:
-                with torch.no_grad():
-                    for parameter, averaged in zip(model.parameters(), state.average, strict=True):
-                        parameter.copy_(averaged)
-            merge_rows(model)
-            forward = gathered(team, plan.forward, plan.rebuild)
-            if team.is_first:
-                metrics = _finish(run, replace(plan, forward=forward), state)
-                log.track(
-                    {f"{s}/{name}": found[s] for name, found in metrics.items() for s in found}
-                )
+        if state.average is not None:
+            with torch.no_grad():
+                for parameter, averaged in zip(model.parameters(), state.average, strict=True):
+                    parameter.copy_(averaged)
+        merge_rows(model)
+        forward = gathered(team, plan.forward, plan.rebuild)
+        if team.is_first:
+            metrics = _finish(run, replace(plan, forward=forward), state)
+            log.track({f"{s}/{name}": found[s] for name, found in metrics.items() for s in found})
+    return bool(late)
 
 
 def make_optimizer(plan: Plan) -> torch.optim.Optimizer:
     """The optimizer of a run, and its model made ready to be trained by it."""
-    cfg, forward, depths = plan.cfg, plan.forward, plan.depths
-    used = partial(batches.used_tokens, plan.mixture, forward.pad_id)
-    if train_rows(forward.model, used) and depths is not None:
-        depths = parameter_depths(forward.model)  # of the new parameters, too
+    cfg, forward = plan.cfg, plan.forward
+    train_rows(forward.model, partial(batches.used_tokens, plan.mixture, forward.pad_id))
     if cfg.compile:
         compile_encoder(forward)
-    groups = parameter_groups(forward.model, depths, cfg.layer_decay, cfg.weight_decay)
+    groups = parameter_groups(forward.model, plan.depths, cfg.layer_decay, cfg.weight_decay)
     return adamw(groups, cfg.adam_eps)
 
 
@@ -250,10 +270,6 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
 
     with _on_signal(note):
         yield lambda: bool(asked)
-
-
-def _stop_evaluation(_number: int, _frame: Any) -> None:
-    raise Interrupted("interrupted before the evaluation ended; the checkpoint is written")
 
 
 @contextmanager
@@ -347,16 +363,23 @@ def _percent(value: float | None) -> str:
 
 
 def teacher_cache(
-    run: Run | str | Path, split: str = "train", device: str = "auto", *, dry_run: bool = False
+    run: Run | str | Path,
+    split: str = "train",
+    device: str = "auto",
+    *,
+    dry_run: bool = False,
+    into: Run | None = None,
 ) -> dict[str, int]:
     """Writes a run's logits on one split for each of its tasks; returns rows per task.
 
-    With `dry_run` it only counts them.
+    With `dry_run` it only counts them. They go into the run's folder, or that of `into`.
 
     Raises:
-        UserError: If the run is incomplete or kept no weights, or a task lacks the split.
+        UserError: If the run is incomplete or kept no weights, or is one of the hub, or a task
+            lacks the split.
     """
     run = open_run(run)
+    run.check_own("keep the logits")
     settings = TrainConfig(**run.config()["settings"])
     forward, tokenizer = load_forward(run, device, "fp32")
     counts = {}
@@ -371,5 +394,5 @@ def teacher_cache(
             continue
         with progress(f"logits of {task.name}", len(rows)) as bar:
             predictions = predict_table(forward, table, run.info()["id"], rows, bar.advance)
-        predictions.save(run.predictions_path(task.name, split))
+        predictions.save((into or run).predictions_path(task.name, split))
     return counts

@@ -32,6 +32,7 @@ from outshine.results import Claims, Row, append_row
 from outshine.runs import FORMAT, Run, locked, start_anew
 from outshine.study import Study, drop_weights, open_study, settled
 from outshine.tasks import kind_of
+from outshine.teachers import only_reading
 from outshine.training import teacher_cache, train
 
 CURVE_POINTS = 60
@@ -154,7 +155,7 @@ def _make(study: Study, node: Node, notify: Notify) -> None:
     run = Run(study.path / node.folder)
     if not (run.is_complete and all(serving(study, node, child, rows) for child in children)):
         try:
-            with watched(tell):
+            with watched(tell), only_reading(study.others):
                 run = _train(study, node, children, rows, force=run.is_complete)
         except OtherRunError as error:  # it was begun with another precision, or other versions
             say(f"note: {error.message}; it begins anew")
@@ -235,10 +236,14 @@ def _out_of_fold(study: Study, task: str, nodes: Sequence[Node], members: Sequen
     path = joined.predictions_path(task, "train")
     if path.exists() and joined.is_complete:
         return joined
+    answers = []
     for run in members:
+        place = run
         if not run.predictions_path(task, "train").exists():  # it has kept its weights
-            teacher_cache(run, device=cfg.device)
-    answers = [Predictions.load(run.predictions_path(task, "train")) for run in members]
+            if study.path not in run.path.parents:  # a folder that is only read
+                place = Run(joined.path / "members" / run.path.name)
+            teacher_cache(run, device=cfg.device, into=place)
+        answers.append(Predictions.load(place.predictions_path(task, "train")))
     first = answers[0]
     fold_of = folds(first.ids, len(nodes))
     logits = np.empty_like(first.logits)
@@ -251,6 +256,7 @@ def _out_of_fold(study: Study, task: str, nodes: Sequence[Node], members: Sequen
     write_json(joined.path / "config.json", members[0].config())
     write_json(joined.path / "metrics.json", {})
     write_json(joined.path / "run.json", {"format": FORMAT, "id": identity[:12]})
+    shutil.rmtree(joined.path / "members", ignore_errors=True)
     return joined
 
 
