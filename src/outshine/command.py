@@ -98,7 +98,8 @@ def command(to: typer.Typer, name: str) -> Callable[[Callable[..., None]], Calla
                 if debug:
                     traceback.print_exc()
                 which = f"process {process_number()}: " if process_number() else ""
-                print(which + _message(error), file=sys.stderr)
+                # at once: print writes the line's end by itself, behind what another process says
+                sys.stderr.write(f"{which}{_message(error)}\n")
                 code = INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
                 raise typer.Exit(getattr(error, "exit_code", code)) from None
 
