@@ -213,6 +213,7 @@ GOALS: list[tuple[str, str, str, str, Callable[[Found], Cell | None]]] = [
         "train-cuda",
         against(128, tuned=3, compiled=1.5),
     ),
+    ("the same with CUDA graphs", "3 x tuned", GPU, "train-cuda-graphs", against(128, tuned=3)),
     ("its share of the matrix rate, batch 128", "30 %", GPU, "train-cuda", train_share(128, 0.3)),
     (
         "its share of the matrix rate, batch 1,024",
@@ -276,7 +277,7 @@ def training() -> Iterator[str]:
         "rows | batch | side | rows/s | Outshine is faster by | share of the matrix rate | loss"
     )
     yield from (f"| {columns} |", "| --- " * 7 + "|")
-    for name in ("train", "train-glue", "train-cuda"):
+    for name in ("train", "train-glue", "train-cuda", "train-cuda-graphs"):
         found = read(name)
         if found is None:
             yield f"| `bench/{EVERY[name]}` | | | {missing(name)} | | | |"

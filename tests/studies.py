@@ -84,10 +84,19 @@ def alike(rows: dict[str, Row]) -> dict[str, list[Any]]:
     return {run: [getattr(row, key) for key in ALIKE] for run, row in rows.items()}
 
 
+# A shell has what it starts with & ignore SIGINT, and so do their children.
+_COMMAND = """
+import signal
+from outshine.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)
+main()
+"""
+
+
 def start(*words: str, **options: Any) -> subprocess.Popen[str]:
     """Starts `outshine WORDS` as a process."""
     return subprocess.Popen(
-        [sys.executable, "-c", "from outshine.cli import main; main()", *words],
+        [sys.executable, "-c", _COMMAND, *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

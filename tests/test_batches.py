@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from outshine import batches
 from outshine.batches import (
     Mixture,
     Part,
@@ -223,6 +224,20 @@ def test_gather_puts_the_rows_of_tables_one_after_another() -> None:
     assert rows.tokens.tolist() == [2000, 0, 1, 0, 1, 2, 3]
     assert rows.types.tolist() == [0, 0, 1, 0, 1, 0, 1]
     assert rows.lengths.tolist() == [1, 2, 4]
+
+
+@pytest.mark.parametrize("piece", [1, 3, 100])
+def test_used_tokens_are_those_of_the_rows_that_are_drawn(
+    piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, "_PIECE", piece)
+    first = Part(table("a", [2, 3, 1, 4, 2, 5]), np.array([0, 3, 4]), 0.5, 1.0)
+    second = Part(table("b", [1, 1, 2]), np.array([2]), 0.5, 1.0)
+    found = batches.used_tokens(Mixture((first, second), 2, 1, 2), 7, 9000)
+    # row i holds the tokens 1000 i, 1000 i + 1, ...
+    wanted = {0, 1, 3000, 3001, 3002, 3003, 4000, 4001} | {2000, 2001} | {7}
+    assert found.tolist() == sorted(wanted)
+    assert found.dtype == np.int64
 
 
 # --- targets of micro-batches ---------------------------------------------------------------

@@ -193,6 +193,25 @@ def test_a_run_of_one_process_goes_on_in_two_without_a_pooler(
     assert_same(Run(tmp_path / "run"), alone)
 
 
+def test_a_run_of_two_processes_goes_on_in_one(
+    tasks: list[Path], encoder: Path, arguments: list[str], alone: Run, tmp_path: Path
+) -> None:
+    """One process trains the rows of some words alone, two the whole table."""
+    script, out = tmp_path / "interrupted.py", tmp_path / "run"
+    script.write_text(INTERRUPTED)
+    stopped = launch(torchrun(str(script)), [*arguments, "--out", str(out)])
+    assert stopped.returncode != 0
+    run = train([Task.load(path) for path in tasks], encoder=str(encoder), out=out, **SETTINGS)
+    assert run.info()["resumed"] == 1
+    lines, wanted = curve(run), curve(alone)
+    assert [line["step"] for line in lines] == [3, 6, 9]
+    assert [line["loss"] for line in lines] == pytest.approx(
+        [line["loss"] for line in wanted], abs=1e-5
+    )
+    for task, found in run.metrics().items():
+        assert found["dev"] == pytest.approx(alone.metrics()[task]["dev"], abs=1e-4)
+
+
 def test_rows_are_dealt_by_tokens_and_each_goes_to_one_process() -> None:
     lengths = np.random.default_rng(0).integers(4, 128, 33)
     hands = Team(0, 4).deal(lengths)

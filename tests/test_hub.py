@@ -27,7 +27,7 @@ from outshine.exporting import push_to_hub
 from outshine.hub import asking_the_hub
 from outshine.runs import Run, open_run
 from outshine.tasks import Task
-from outshine.training import teacher_cache
+from outshine.teachers import teacher_cache
 
 # Configuration of nyu-mll/glue -> its two text columns, its classes, and split -> labels.
 GLUE_CONFIGS: dict[str, tuple[tuple[str, str], list[str], dict[str, list[int]]]] = {

@@ -23,7 +23,7 @@ from outshine.depths import find_layers
 from outshine.forward import LINE_MULTIPLE, Forward, compile_encoder, make_forward
 from outshine.model import build_model
 from outshine.packing import attention
-from outshine.segments import ROWS, Segments, rounded
+from outshine.segments import TOKENS, Segments, rounded
 from outshine.tasks import Task
 from outshine.training import train
 
@@ -341,45 +341,87 @@ def test_lines_of_few_shapes_are_compiled_once_and_give_the_same(
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
-def test_training_on_lines_of_few_shapes_gives_the_losses_of_padded_rows(
-    encoder: Path, duplicate: Path, tmp_path: Path, kernel: None, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("pooling", "keep"), [("auto", "all"), ("cls", "predictions")])
+def test_training_on_lines_of_few_shapes_is_that_on_padded_rows(
+    pooling: str,
+    keep: str,
+    encoder: Path,
+    duplicate: Path,
+    tickets: Path,
+    tmp_path: Path,
+    kernel: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Also the head that gets no row in some steps, and the pooler that is not used."""
     settings: dict[str, Any] = {
         "encoder": str(encoder),
         "device": "cpu",
         "precision": "fp32",
         "dropout": 0.0,
-        "max_steps": 4,
+        "max_steps": 6,
         "batch_size": 12,
         "max_tokens": 60,
         "log_every": 1,
         "lr": 1e-3,
     }
-    curves = []
+    settings |= {"pooling": pooling, "keep": keep, "weight_decay": 0.1, "sampling": "explicit"}
+    settings |= {"sampling_weights": {"duplicate": 1.0, "tickets": 0.02}}
+    tasks = [Task.load(duplicate), Task.load(tickets)]
+    passes: list[int] = []
+    monkeypatch.setattr(
+        torch.compiler, "cudagraph_mark_step_begin", lambda: passes.append(len(curves))
+    )
+    curves: list[list[float]] = []
+    metrics = []
     for rounds in (True, False):
         torch._dynamo.reset()
         monkeypatch.setattr("outshine.forward.has_varlen", lambda *_, rounds=rounds: rounds)
         out = tmp_path / str(rounds)
-        run = train([Task.load(duplicate)], compile=True, out=out, **settings)
+        run = train(tasks, compile=True, out=out, **settings)
         curves.append([json.loads(line)["loss"] for line in run.log_path.open()])
-        assert run.metrics()["duplicate"]["dev"]["n"] > 0
-    assert len(curves[0]) == 4
+        metrics.append(run.metrics())
+    assert set(passes) == {0}
+    assert len(curves[0]) == 6
     assert curves[0] == pytest.approx(curves[1], abs=1e-5)
+    for task in tasks:
+        found, wanted = (numbers[task.name]["dev"] for numbers in metrics)
+        assert found == pytest.approx(wanted, abs=1e-4)
 
 
-def test_rounded_lines_have_few_shapes_and_little_to_fill_up() -> None:
+@pytest.mark.parametrize("rows", [1, 32, 33, 128, 1000])
+def test_rounded_lines_have_few_shapes_and_little_to_fill_up(rows: int) -> None:
     rng = np.random.default_rng(0)
     shapes, tokens, filled = set(), 0, 0
     for _ in range(300):
-        lengths = rng.integers(8, 80, 32)
+        lengths = rng.integers(8, 81, rows)
         line = rounded(lengths)
-        assert line[:32].tolist() == lengths.tolist()
-        assert line.min() >= 1
-        shapes.add((len(line), int(line.sum())))
+        assert line[:rows].tolist() == lengths.tolist()
+        assert 1 <= line[rows:].min() <= line[rows:].max() <= TOKENS
+        segments = Segments(line, rows, CPU, lambda _: [], is_rounded=True)
+        assert line.max() <= segments.longest
+        shapes.add((len(line), int(line.sum()), segments.longest))
         tokens, filled = tokens + int(lengths.sum()), filled + int(line.sum())
-    assert {count for count, _ in shapes} == {ROWS + 1}
     assert len(shapes) <= 8
-    assert filled <= 1.13 * tokens
+    assert filled <= 1.15 * tokens or rows == 1
+
+
+@pytest.mark.parametrize("family", PACKED)
+def test_a_graph_needs_the_kernel_for_all_attention_of_an_encoder(
+    family: str, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(packing, "_has_varlen", lambda *given: not asked.append(given))
+    network = build_model(str(checkpoint(family)), [TEAM], attention_dropout=0.0).network
+    config = network.config
+    assert packing.has_varlen(network, CPU, "bf16")
+    size = config.hidden_size // config.num_attention_heads
+    windows = {None, config.sliding_window} if family == "modernbert" else {None}
+    assert {given[1:] for given in asked} == {(torch.bfloat16, size, w) for w in windows}
+    assert not packing.has_varlen(network, CPU, "fp32")
+    dropping = build_model(str(checkpoint(family)), [TEAM], attention_dropout=0.1).network
+    assert not packing.has_varlen(dropping, CPU, "bf16")
+    monkeypatch.setattr(packing, "_has_varlen", lambda *given: given[-1] is not None)
+    assert not packing.has_varlen(network, CPU, "bf16")
 
 
 # --- local attention ------------------------------------------------------------------------

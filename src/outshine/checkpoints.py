@@ -1,18 +1,22 @@
 """The state of a training run on disk, from which it goes on as if it had never stopped.
 
 One safetensors file holds weights, moments and counters. Random streams are functions of the seed
-and the step, so they need no state.
+and the step, so they need no state. Where one side trains the rows of occurring words alone
+(`embedding.train_rows`) and the other the whole table, the state of the embedding is made into that
+of the other.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
+from outshine import batches
 from outshine.console import say
 from outshine.distributed import ALONE, Team, like, whole
 from outshine.errors import OtherRunError
@@ -51,13 +55,13 @@ def save_checkpoint(
     """Writes the state of a run after `state.step` steps; all processes of a team call it."""
     arrays = {}
     for i, (name, parameter) in enumerate(plan.forward.model.named_parameters()):
-        arrays[f"weight/{name}"] = whole(parameter).numpy()
+        arrays[f"weight/{name}"] = whole(parameter).cpu().numpy()
         moments = optimizer.state.get(parameter, {})
         for key in _MOMENTS:
             if key in moments:
-                arrays[f"{key}/{name}"] = whole(moments[key]).numpy()
+                arrays[f"{key}/{name}"] = whole(moments[key]).cpu().numpy()
         if state.average is not None:
-            arrays[f"average/{name}"] = whole(state.average[i]).numpy()
+            arrays[f"average/{name}"] = whole(state.average[i]).cpu().numpy()
     if not team.is_first:
         return
     write_arrays(
@@ -82,6 +86,7 @@ def restore(
     arrays, header = map_arrays(run.checkpoint_path)
     same_identity(run, header["identity"], plan.identity)
     model = plan.forward.model
+    arrays = _fitted(arrays, plan)
 
     def stored(key: str, parameter: torch.Tensor) -> torch.Tensor:
         return like(torch.from_numpy(np.array(arrays[key])), parameter)
@@ -103,6 +108,34 @@ def restore(
     else:
         _shorten_log(run, state)
         say(f"resuming {run.path} at step {state.step:,} of {plan.mixture.num_steps:,}")
+
+
+def _fitted(arrays: Mapping[str, np.ndarray], plan: Plan) -> dict[str, np.ndarray]:
+    """The arrays of a checkpoint, with the word embedding in rows or whole as the model has it."""
+    model, found = plan.forward.model, dict(arrays)
+    words = model.encoder.get_input_embeddings()
+    prefix = next((name for name, module in model.named_modules() if module is words), "")
+    wanted = f"{prefix}.rows" in dict(model.named_parameters())
+    if wanted == (f"weight/{prefix}.rows" in arrays):
+        return found
+    used = batches.used_tokens(plan.mixture, plan.forward.pad_id, words.num_embeddings)
+    for section in ("weight", "average", *_MOMENTS):
+        table, rows, decay = (f"{section}/{prefix}.{key}" for key in ("weight", "rows", "decay"))
+        is_moment = section in _MOMENTS
+        if (table if wanted else rows) not in arrays:
+            continue
+        if section == "step":
+            found |= dict.fromkeys((table, rows, decay), arrays[table if wanted else rows])
+        elif wanted:
+            found[rows] = arrays[table][used]
+            found[decay] = np.full((1, 1), 0 if is_moment else 1, np.float32)
+        else:
+            like_table = arrays[f"weight/{prefix}.weight"]
+            found[table] = like_table * 0 if is_moment else arrays[table] * arrays[decay]
+            found[table][used] = arrays[rows]
+        if wanted and is_moment:  # the optimizer does not see the table
+            del found[table]
+    return found
 
 
 def _shorten_log(run: Run, state: State) -> None:
@@ -127,7 +160,8 @@ def same_identity(run: Run, found: dict[str, Any], wanted: dict[str, Any]) -> No
                 for k in keys
             )
         else:
-            differences = f"{section} was {before}, is {value}"
+            was = "not recorded" if before is None else f"{_brief(before)}, is {_brief(value)}"
+            differences = f"{section} was {was}"
         raise OtherRunError(
             f"cannot go on with the run {run.path}: {differences}",
             "give the settings and data that it was made with, or --force to start anew",

@@ -254,7 +254,7 @@ def logits(
     """
     from outshine.console import say
     from outshine.runs import open_run
-    from outshine.training import teacher_cache
+    from outshine.teachers import teacher_cache
 
     opened = open_run(run)
     counts = teacher_cache(opened, split, device, dry_run=dry_run)

@@ -173,9 +173,7 @@ def wrap(team: Team, forward: Forward) -> Forward:
     model = forward.model
     if team.state is None:
         return forward
-    pooler = getattr(model.network, "pooler", None)
-    if model.pooling != "auto" and pooler is not None:
-        pooler.requires_grad_(False)  # nothing is computed with it: DDP would wait for its gradient
+    model.freeze_unused()  # DDP would wait for its gradient
     if not _is_sharded():
         places = [forward.device] if forward.device.type == "cuda" else None
         wrapped = nn.parallel.DistributedDataParallel(model, places, gradient_as_bucket_view=True)
@@ -244,9 +242,9 @@ def without_rows(forward: Forward, tasks: Sequence[str], drawn: Sequence[np.ndar
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A tensor on the CPU; one that is divided among processes is put together in all of them."""
+    """A tensor without its history; one that is divided among processes is put together in all."""
     full = getattr(tensor.detach(), "full_tensor", None)
-    return (full() if full else tensor.detach()).cpu()
+    return full() if full else tensor.detach()
 
 
 def like(values: Tensor, parameter: Tensor) -> Tensor:

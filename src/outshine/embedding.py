@@ -5,7 +5,7 @@ parameter of their rows alone, so that gradient, clipping, and AdamW with its mo
 these: of a small encoder most weights are word embeddings. The gradient of a word that never occurs
 is zero, and so are its moments: AdamW only decays it, by one factor that all such words have in
 common. That factor is a parameter, too, with a gradient of zero, so that AdamW itself computes it.
-`merge_rows` puts everything back; the result is that of AdamW on the whole table.
+`merge_rows` puts everything back; but for rounding the result is that of AdamW on the whole table.
 
 A step touches a few hundred rows of these, but torch makes a fresh dense gradient of zeros for each
 backward pass. Here one buffer is kept, and before a new step only the rows that the last one
@@ -84,6 +84,8 @@ class Embedding(nn.Embedding):
 
         The gradient of a padding id is zero still.
         """
+        assert self.rows is None
+        self._buffer, self._touched = None, []
         self._place = torch.full((self.num_embeddings,), -1)
         self._place[used] = torch.arange(len(used))
         self.rows = nn.Parameter(self.weight.detach()[used])

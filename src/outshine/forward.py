@@ -224,13 +224,24 @@ def compile_encoder(forward: Forward) -> None:
     """Has torch.compile translate the encoder; rounded lines are replayed as CUDA graphs.
 
     A graph's own memory is used again by the next one: gradients must be added to tensors that are
-    there before the first pass.
+    there before the first pass (`clear_gradients` keeps them).
     """
-    mode = "reduce-overhead" if forward.rounds else None
-    forward.model.network.compile(dynamic=True, mode=mode)
-    if forward.rounds:
-        for parameter in forward.model.parameters():
-            parameter.grad = torch.zeros_like(parameter)
+    network = forward.model.network
+    network.compile(dynamic=True, mode="reduce-overhead" if forward.rounds else None)
+    if not forward.rounds:
+        return
+    from torch._inductor import config
+
+    config.triton.cudagraph_dynamic_shape_warn_limit = None  # some dozens are meant to be recorded
+    forward.model.freeze_unused()
+    for parameter in network.parameters():
+        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+
+
+def clear_gradients(forward: Forward, optimizer: torch.optim.Optimizer) -> None:
+    """Before a step. A head without rows must have no gradient, or AdamW would change it."""
+    optimizer.zero_grad(set_to_none=not forward.rounds)
+    forward.model.heads.zero_grad()
 
 
 def load_forward(run: Run, device: str, precision: str) -> tuple[Forward, Any]:

@@ -86,6 +86,12 @@ class MultiTaskModel(nn.Module):
         assert isinstance(head, nn.Linear)
         return head
 
+    def freeze_unused(self) -> None:
+        """Leaves a pooler out of training that nothing is computed with."""
+        pooler = getattr(self.network, "pooler", None)
+        if self.pooling != "auto" and pooler is not None:
+            pooler.requires_grad_(False)
+
     def pooled(self, inputs: Mapping[str, Any]) -> Tensor:
         """(B, D) pooled vectors.
 

@@ -4,6 +4,7 @@ finite."""
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Mapping
 
@@ -33,8 +34,8 @@ def parameter_groups(
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             # what `embedding.train_rows` has made is as deep as the weight that it is of
-            weight = f"{name.rpartition('.')[0]}.weight"
-            depth = depths[name if name in depths else weight] if depths is not None else 0
+            known = re.sub(r"\.(rows|decay)$", ".weight", name)
+            depth = depths[known] if depths is not None else 0
             groups[depth, parameter.ndim > 1].append(parameter)
     return [
         {

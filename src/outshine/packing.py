@@ -132,6 +132,7 @@ def _varlen(
     from torch.nn.attention import varlen
 
     kernel: Any = varlen.varlen_attn
+    q, k = q.to(v.dtype), k.to(v.dtype)  # some families normalise them, in float32
     bounds, longest = segments.bounds, segments.longest
     more = {} if window is None else {"window_size": (window - 1, window - 1)}
     if not heads_only or window is not None:  # it would count the window from the last token
@@ -170,7 +171,7 @@ def _has_varlen(
 
 
 def has_varlen(network: PreTrainedModel, device: torch.device, precision: str) -> bool:
-    """Whether that kernel serves all attention of an encoder, without which no CUDA graph does."""
+    """Whether that kernel can do all attention of an encoder; only then does it go into a graph."""
     config = network.config
     dropped = ("attention_probs_dropout_prob", "attention_dropout")
     if precision != "bf16" or any(getattr(config, key, 0.0) for key in dropped):
@@ -209,6 +210,7 @@ def attention(
         return out, None
     q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
     scale = scaling if scaling is not None else q.shape[-1] ** -0.5
+    assert not (segments.is_rounded and dropout), "a graph's attention knows no dropout"
     if segments.is_rounded or (
         not dropout and _has_varlen(q.device, q.dtype, q.shape[-1], sliding_window)
     ):

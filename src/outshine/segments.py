@@ -20,24 +20,31 @@ from torch import Tensor
 
 from outshine.devices import to_device
 
-# Sizes of rounded lines: multiples of these, at most eight from a power of two to the next.
-TOKENS, ROWS = 64, 32
+# T and S of rounded lines: multiples of these, at most eight from a power of two to the next.
+TOKENS, SEGMENTS = 64, 32
 
 
 def rounded(lengths: np.ndarray) -> np.ndarray:
-    """(S,) tokens per segment of a rounded line of rows with (B,) such lengths.
+    """(B,) lengths of rows to the (S,) lengths of the segments of their rounded line.
 
-    At least one segment follows the rows, and each has a token.
+    So many segments follow the rows that each has a token and none more than `TOKENS`: how long
+    the longest segment is depends on the rows.
     """
-    extra = _round_up(len(lengths), ROWS) - len(lengths) + 1
     tokens = int(lengths.sum())
+    least = len(lengths) + _step(tokens, TOKENS) // (TOKENS // 2)
+    extra = _round_up(least, SEGMENTS) - len(lengths)
     filler = _round_up(tokens + extra, TOKENS) - tokens
     return np.concatenate([lengths, np.diff(np.arange(extra + 1) * filler // extra)])
 
 
 def _round_up(size: int, multiple: int) -> int:
-    step = max(multiple, 1 << max(size.bit_length() - 4, 0))
+    step = _step(size, multiple)
     return -(-size // step) * step
+
+
+def _step(size: int, multiple: int) -> int:
+    """From one permitted size to the next."""
+    return max(multiple, 1 << max(size.bit_length() - 4, 0))
 
 
 @dataclass(frozen=True)
@@ -103,8 +110,8 @@ class Segments:
         num_rows: B; segments behind them fill the line up.
         device: Where the tables are needed.
         groups: Lengths (S,) to the indices of the segments of each group.
-        is_rounded: Whether the line goes into a CUDA graph. Attention then reads `bounds`, `first`
-            and `longest` alone.
+        is_rounded: Whether the line goes into a CUDA graph, which reads `bounds`, `first` and
+            `longest` alone.
     """
 
     lengths: np.ndarray
@@ -165,7 +172,9 @@ class Segments:
     def means(self, hidden: Tensor) -> Tensor:
         """(T, D) vectors of tokens to the (B, D) float32 means of the rows."""
         lengths = self._table(self.lengths[: self.num_rows])
-        owner = torch.arange(self.num_rows, device=hidden.device).repeat_interleave(lengths)
+        tokens = int(self.lengths[: self.num_rows].sum())  # else a GPU is asked, and waited for
+        owner = torch.arange(self.num_rows, device=hidden.device)
+        owner = owner.repeat_interleave(lengths, output_size=tokens)
         sums = hidden.new_zeros(self.num_rows, hidden.shape[1], dtype=torch.float32)
         sums = sums.index_add(0, owner, hidden[: len(owner)].float())
         return sums / lengths.unsqueeze(1)

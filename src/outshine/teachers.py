@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 
 from outshine.cells import FileFormat, Tally, cell_text, existing_file, file_cells
 from outshine.classifiers import classifier_model
+from outshine.config import TrainConfig, takes_swapped
 from outshine.console import progress, say
 from outshine.data import TokenTable, encode
 from outshine.encoders import load_tokenizer, locate
@@ -31,18 +33,17 @@ from outshine.tasks import FILE_ENDINGS, Task, kind_of
 Source = str | Path | Run
 Teachers = Mapping[str, Source | Sequence[Source]]
 
-_read_only: dict[str, tuple[Path, ...]] = {"folders": ()}
+_read_only: ContextVar[tuple[Path, ...]] = ContextVar("_read_only", default=())
 
 
 @contextmanager
 def only_reading(folders: Sequence[Path]) -> Iterator[None]:
     """Keeps fresh logits of runs below these folders, somebody else's, in the cache folder."""
-    before = _read_only["folders"]
-    _read_only["folders"] = tuple(folder.resolve() for folder in folders)
+    token = _read_only.set(tuple(folder.resolve() for folder in folders))
     try:
         yield
     finally:
-        _read_only["folders"] = before
+        _read_only.reset(token)
 
 
 def normalise(teachers: Teachers | None, tasks: Sequence[Task]) -> dict[str, list[str]]:
@@ -187,7 +188,7 @@ def _run_teacher(
     own = encode(task, table.split, tokenizer, max_length, swapped=_has_swapped(table))
     wanted = set(ids) | set(known.ids if known else [])
     fresh = _compute(forward, own, run.info()["id"], wanted, f"teacher logits of {run.path}")
-    if any(run.path.resolve().is_relative_to(folder) for folder in _read_only["folders"]):
+    if any(run.path.resolve().is_relative_to(folder) for folder in _read_only.get()):
         fresh.save(cached)
         return fresh.take(ids)
     try:
@@ -303,3 +304,39 @@ def _number(cell: Any) -> float:
         return to_number(cell) if isinstance(cell, str) else float(cell)
     except (TypeError, ValueError):
         return float("nan")
+
+
+def teacher_cache(
+    run: Run | str | Path,
+    split: str = "train",
+    device: str = "auto",
+    *,
+    dry_run: bool = False,
+    into: Run | None = None,
+) -> dict[str, int]:
+    """Writes a run's logits on one split for each of its tasks; returns rows per task.
+
+    With `dry_run` it only counts them. They go into the run's folder, or that of `into`.
+
+    Raises:
+        UserError: If the run is incomplete or kept no weights, or is one of the hub, or a task
+            lacks the split.
+    """
+    run = open_run(run)
+    run.check_own("keep the logits")
+    settings = TrainConfig(**run.config()["settings"])
+    forward, tokenizer = load_forward(run, device, "fp32")
+    counts = {}
+    for task in run.tasks():
+        swapped = split == "train" and takes_swapped(task, settings)
+        table = encode(task, split, tokenizer, settings.max_length, swapped=swapped)
+        rows = np.arange(len(table))
+        if split == "train":
+            rows = table.selection(settings.max_train_rows, swapped)
+        counts[task.name] = len(rows)
+        if dry_run:
+            continue
+        with progress(f"logits of {task.name}", len(rows)) as bar:
+            predictions = predict_table(forward, table, run.info()["id"], rows, bar.advance)
+        predictions.save((into or run).predictions_path(task.name, split))
+    return counts

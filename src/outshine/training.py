@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch.nn.utils import clip_grad_norm_
 
@@ -22,7 +21,6 @@ from outshine import batches, dropout
 from outshine.checkpoints import State, restore, save_checkpoint
 from outshine.config import TrainConfig, takes_swapped
 from outshine.console import progress, show
-from outshine.data import encode
 from outshine.distributed import Team, find_team, gathered, touched, whole, without_rows, wrap
 from outshine.embedding import merge_rows, train_rows
 from outshine.errors import UserError
@@ -34,14 +32,14 @@ from outshine.files import (
     world_errors,
     write_json,
 )
-from outshine.forward import Forward, compile_encoder, load_forward
+from outshine.forward import Forward, clear_gradients, compile_encoder, load_forward
 from outshine.journal import Log
 from outshine.losses import micro_batch_loss
 from outshine.model import save_model
 from outshine.optim import Watch, adamw, parameter_groups, set_step
 from outshine.planning import Plan, describe, prepare, settle
 from outshine.provenance import provenance
-from outshine.runs import Run, check_new, locked, open_run, start_anew
+from outshine.runs import Run, check_new, locked, start_anew
 from outshine.schedules import gold_weight, lr_factor
 from outshine.seeds import stream
 from outshine.tasks import Task
@@ -151,7 +149,8 @@ def _train_into(run: Run, plan: Plan, team: Team) -> bool:
     def stop_outside_of_the_loop(number: int, _frame: Any) -> None:
         if not run.is_complete:
             written = "; the checkpoint is written" if run.checkpoint_path.exists() else ""
-            raise Interrupted(f"interrupted before the evaluation ended{written}")
+            ended = "evaluation ended" if state.step else "first step"
+            raise Interrupted(f"interrupted before the {ended}{written}")
         late.append(number)
         signal.signal(number, signal.default_int_handler)  # a tracker may hang
 
@@ -209,7 +208,7 @@ def _fit(
             )
             set_step(optimizer, lr, state.step, cfg.adam_eps, cfg.bias_correction)
             optimizer.step()
-            optimizer.zero_grad(set_to_none=not plan.forward.rounds)
+            clear_gradients(plan.forward, optimizer)
             if state.average is not None:
                 weights = [p.detach() for p in model.parameters()]
                 torch._foreach_lerp_(state.average, weights, 1.0 - cfg.ema)
@@ -307,6 +306,8 @@ def _finish(run: Run, plan: Plan, state: State) -> dict[str, dict[str, dict[str,
     if cfg.keep == "all" and (cfg.compile or cfg.gradient_checkpointing or cfg.max_tokens):
         # these compute in another order than the run will when it is loaded
         forward, _ = load_forward(run, cfg.device, "fp32")
+    elif forward.rounds:  # its attention computes in bf16 alone
+        forward = plan.rebuild(forward.model.state_dict())
     forward = replace(forward, precision="fp32")
     keep_logits = cfg.keep != "metrics"
     metrics = evaluate_tables(forward, plan.dev, run, run_id, keep_logits=keep_logits)
@@ -360,39 +361,3 @@ def _show_metrics(plan: Plan, metrics: dict[str, dict[str, dict[str, float]]]) -
 
 def _percent(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.1f}"
-
-
-def teacher_cache(
-    run: Run | str | Path,
-    split: str = "train",
-    device: str = "auto",
-    *,
-    dry_run: bool = False,
-    into: Run | None = None,
-) -> dict[str, int]:
-    """Writes a run's logits on one split for each of its tasks; returns rows per task.
-
-    With `dry_run` it only counts them. They go into the run's folder, or that of `into`.
-
-    Raises:
-        UserError: If the run is incomplete or kept no weights, or is one of the hub, or a task
-            lacks the split.
-    """
-    run = open_run(run)
-    run.check_own("keep the logits")
-    settings = TrainConfig(**run.config()["settings"])
-    forward, tokenizer = load_forward(run, device, "fp32")
-    counts = {}
-    for task in run.tasks():
-        swapped = split == "train" and takes_swapped(task, settings)
-        table = encode(task, split, tokenizer, settings.max_length, swapped=swapped)
-        rows = np.arange(len(table))
-        if split == "train":
-            rows = table.selection(settings.max_train_rows, swapped)
-        counts[task.name] = len(rows)
-        if dry_run:
-            continue
-        with progress(f"logits of {task.name}", len(rows)) as bar:
-            predictions = predict_table(forward, table, run.info()["id"], rows, bar.advance)
-        predictions.save((into or run).predictions_path(task.name, split))
-    return counts

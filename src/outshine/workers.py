@@ -32,8 +32,8 @@ from outshine.results import Claims, Row, append_row
 from outshine.runs import FORMAT, Run, locked, start_anew
 from outshine.study import Study, drop_weights, open_study, settled
 from outshine.tasks import kind_of
-from outshine.teachers import only_reading
-from outshine.training import teacher_cache, train
+from outshine.teachers import only_reading, teacher_cache
+from outshine.training import train
 
 CURVE_POINTS = 60
 # What a row takes from `run.json` as it stands there.
