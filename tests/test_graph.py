@@ -391,7 +391,7 @@ RUNS = {
     "small-targets": 20 * (4 + 6),
     # three teachers or five folds of each task; the first seed's student is in two arms
     "small-teachers": 20 * (3 * 4 + 5 * 4 + 4) - 1,
-    "small-weight": 10 * (4 + 2 * 3),
+    "small-balance": 10 * (4 + 2 * 4),
 }
 
 
