@@ -34,9 +34,7 @@ BENCHES = {
     "study-kill": "kill_study.py",
 }
 GPU = "--device cuda --encoder bert-base-shape"
-GPU_TRAIN = (
-    f"train.py {GPU} --tasks glue --batch-size 128 1024 --rows 20480 --sides outshine tuned"
-)
+GPU_TRAIN = f"train.py {GPU} --tasks glue --batch-size 128 1024 --rows 20480 --sides outshine tuned"
 GPU_BENCHES = {
     "train-cuda": f"{GPU_TRAIN} --compile",
     "train-cuda-graphs": f"{GPU_TRAIN} --set compile=true",
