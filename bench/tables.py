@@ -233,7 +233,7 @@ GOALS: list[tuple[str, str, str, str, Callable[[Found], Cell | None]]] = [
         "2 processes of one thread (DDP) against 1, batch 128",
         "1.7 x",
         CORES,
-        "scaling",
+        "ddp",
         at_least(1.7),
     ),
     ("training for 8 epochs instead of 1", "memory does not grow", CORES, "memory", epochs_memory),

@@ -18,7 +18,7 @@ from outshine import training
 from outshine.config import TrainConfig
 from outshine.devices import pick_device
 from outshine.distillation import distill
-from outshine.errors import UserError
+from outshine.errors import DivergedError, UserError
 from outshine.evaluation import evaluate
 from outshine.model import MultiTaskModel, build_model, num_positions
 from outshine.predictions import Predictions
@@ -357,7 +357,7 @@ def test_one_dev_row_is_too_few_to_compare_on(
 def test_non_finite_dev_logits_stop_a_run_before_it_is_complete(
     tickets: Path, cfg: outshine.TrainConfig, tmp_path: Path
 ) -> None:
-    with pytest.raises(training.DivergedError, match="a logit of tickets is not finite"):
+    with pytest.raises(DivergedError, match="a logit of tickets is not finite"):
         outshine.train(
             [Task.load(tickets)],
             cfg,
