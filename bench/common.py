@@ -154,7 +154,7 @@ def fit(plan: Plan, warm: bool = False, around: AbstractContextManager[Any] | No
     With `warm` the same rows are trained once before, untimed, for what compiles or allocates.
     """
     forward = plan.forward
-    optimizer = training.make_optimizer(plan)
+    plan, optimizer = training.make_ready(plan)
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder))
         if warm:

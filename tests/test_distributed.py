@@ -55,6 +55,7 @@ ACCELERATE = [
     *("accelerate.commands.launch", "--num_machines", "1", "--num_processes", "2"),
     *("--mixed_precision", "no", "--dynamo_backend", "no"),
 ]
+SHARDED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 # Trains as `python -m outshine` does, but asks for an end after the sixth step.
 INTERRUPTED = """
 from contextlib import contextmanager
@@ -154,28 +155,32 @@ def test_fsdp_interrupted_and_resumed_equals_one_process(
 ) -> None:
     script, out = tmp_path / "interrupted.py", tmp_path / "run"
     script.write_text(INTERRUPTED)
-    sharded = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
     what = [*arguments, "--out", str(out)]
-    stopped = launch(torchrun(str(script)), what, **sharded)
+    stopped = launch(torchrun(str(script)), what, **SHARDED)
     assert stopped.returncode != 0
     # whichever ends first says it; the launcher then stops the other, perhaps before it speaks
     said = r"^(process 1: )?interrupted at step 6; the checkpoint is written$"
     assert re.search(said, stopped.stderr, re.M), stopped.stderr
     assert [line["step"] for line in curve(Run(out))] == [3, 6]
-    done = launch(torchrun("-m", "outshine"), what, **sharded)
+    done = launch(torchrun("-m", "outshine"), what, **SHARDED)
     assert done.returncode == 0, done.stderr
     assert len(re.findall(r"resuming .* at step 6 of 9", done.stderr)) == 1
     assert_same(Run(out), alone)
 
 
+@pytest.mark.parametrize("env", [{}, SHARDED], ids=["ddp", "fsdp"])
 def test_a_run_of_one_process_goes_on_in_two_without_a_pooler(
+    env: dict[str, str],
     tasks: list[Path],
     encoder: Path,
     arguments: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """BERT has a pooler that `cls` does not use; DDP must not wait for its gradient."""
+    """BERT has a pooler that `cls` does not use; DDP must not wait for its gradient.
+
+    With FSDP the whole word embedding is trained, by others the rows of words that occur.
+    """
     found = [Task.load(path) for path in tasks]
     settings = SETTINGS | {"pooling": "cls"}
     alone = train(found, encoder=str(encoder), out=tmp_path / "alone", **settings)
@@ -187,19 +192,18 @@ def test_a_run_of_one_process_goes_on_in_two_without_a_pooler(
         with pytest.raises(training.Interrupted, match="at step 5"):  # between lines of the log
             train(found, encoder=str(encoder), out=tmp_path / "run", **settings)
     what = [*arguments, "--set", "pooling=cls", "--out", str(tmp_path / "run")]
-    resumed = launch(torchrun("-m", "outshine"), what)
+    resumed = launch(torchrun("-m", "outshine"), what, **env)
     assert resumed.returncode == 0, resumed.stderr
     assert "at step 5 of 9" in resumed.stderr
     assert_same(Run(tmp_path / "run"), alone)
 
 
-def test_a_run_of_two_processes_goes_on_in_one(
+def test_a_run_of_two_processes_with_fsdp_goes_on_in_one(
     tasks: list[Path], encoder: Path, arguments: list[str], alone: Run, tmp_path: Path
 ) -> None:
-    """One process trains the rows of some words alone, two the whole table."""
     script, out = tmp_path / "interrupted.py", tmp_path / "run"
     script.write_text(INTERRUPTED)
-    stopped = launch(torchrun(str(script)), [*arguments, "--out", str(out)])
+    stopped = launch(torchrun(str(script)), [*arguments, "--out", str(out)], **SHARDED)
     assert stopped.returncode != 0
     run = train([Task.load(path) for path in tasks], encoder=str(encoder), out=out, **SETTINGS)
     assert run.info()["resumed"] == 1

@@ -23,11 +23,11 @@ class Lookups(nn.Module):
         self.positions = nn.Embedding(10, 4)
 
 
-def pair(padding_idx: int | None = None) -> tuple[nn.Embedding, Embedding]:
+def pair(padding_idx: int | None = None, *, direct: bool = True) -> tuple[nn.Embedding, Embedding]:
     """torch's embedding and ours with equal weights, in training mode."""
     theirs = Lookups(padding_idx)
     ours = copy.deepcopy(theirs)
-    use_row_gradients(ours, ours.words)
+    use_row_gradients(ours, ours.words, direct=direct)
     assert isinstance(ours.words, Embedding)
     return theirs.words, ours.words
 
@@ -110,11 +110,12 @@ def adamw_steps(module: nn.Embedding, parameters: list[nn.Parameter]) -> Iterato
         yield step
 
 
+@pytest.mark.parametrize("direct", [True, False])
 @pytest.mark.parametrize("padding_idx", [None, 0, 2])
 def test_training_the_rows_of_some_words_gives_the_whole_table_of_adamw(
-    padding_idx: int | None,
+    padding_idx: int | None, direct: bool
 ) -> None:
-    theirs, ours = pair(padding_idx)
+    theirs, ours = pair(padding_idx, direct=direct)
     weight = ours.weight
     ours.train_rows(USED)
     assert {name for name, p in ours.named_parameters() if p.requires_grad} == {"rows", "decay"}

@@ -50,6 +50,11 @@ class Team:
     state: PartialState | None = None
 
     @property
+    def is_sharded(self) -> bool:
+        """Whether weights are divided among the processes, too (FSDP)."""
+        return self.state is not None and _wants_fsdp()
+
+    @property
     def is_first(self) -> bool:
         """Whether this process writes the files."""
         return self.rank == 0
@@ -141,7 +146,7 @@ def find_team(device: str) -> Team:
             f"cannot train on {device} in {num_processes()} processes: expected auto, cpu or cuda",
             "each process takes the GPU of its number on its machine",
         )
-    wanted = os.environ.get("FSDP_VERSION", "2") if _is_sharded() else "2"
+    wanted = os.environ.get("FSDP_VERSION", "2") if _wants_fsdp() else "2"
     if wanted != "2":
         raise UserError(
             f"cannot train with FSDP version {wanted}: expected 2",
@@ -161,7 +166,7 @@ def find_team(device: str) -> Team:
     return Team(state.process_index, state.num_processes, state)
 
 
-def _is_sharded() -> bool:
+def _wants_fsdp() -> bool:
     return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
@@ -174,7 +179,7 @@ def wrap(team: Team, forward: Forward) -> Forward:
     if team.state is None:
         return forward
     model.freeze_unused()  # DDP would wait for its gradient
-    if not _is_sharded():
+    if not team.is_sharded:
         places = [forward.device] if forward.device.type == "cuda" else None
         wrapped = nn.parallel.DistributedDataParallel(model, places, gradient_as_bucket_view=True)
         return replace(forward, wrapped=wrapped)

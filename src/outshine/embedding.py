@@ -41,10 +41,11 @@ class _Lookup(torch.autograd.Function):
 class Embedding(nn.Embedding):
     """Takes the place of an `nn.Embedding` on the CPU.
 
-    The gradient is no output of autograd: hooks on the weight do not see it.
+    Where the gradient is `direct`, it is no output of autograd: hooks on the weight, and DDP, do
+    not see it.
     """
 
-    def __init__(self, original: nn.Embedding) -> None:
+    def __init__(self, original: nn.Embedding, direct: bool = True) -> None:
         """Shares the weight of `original`."""
         super().__init__(
             original.num_embeddings,
@@ -53,6 +54,7 @@ class Embedding(nn.Embedding):
             _weight=original.weight.data,
         )
         self.weight = original.weight
+        self.direct = direct
         self.rows: nn.Parameter | None = None
         self.decay: nn.Parameter | None = None
         self._place = torch.empty(0, dtype=torch.int64)
@@ -61,11 +63,16 @@ class Embedding(nn.Embedding):
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids of any shape to vectors (..., D)."""
-        if self.training and torch.is_grad_enabled() and self.trained.requires_grad:
+        learns = self.training and torch.is_grad_enabled() and self.trained.requires_grad
+        if learns and self.direct:
             return _Lookup.apply(self.trained, self._places(ids), self)
         if self.rows is None or self.decay is None:
             return super().forward(ids)
         places = self._places(ids)
+        if learns:
+            padding = None if self.padding_idx is None else int(self._place[self.padding_idx])
+            found = nn.functional.embedding(places, self.rows, None if padding == -1 else padding)
+            return found + 0.0 * self.decay  # a gradient of zero, as `add_gradient` gives
         others = self.decay * nn.functional.embedding(ids, self.weight)
         own = nn.functional.embedding(places.clamp(min=0), self.rows)
         return torch.where((places >= 0).unsqueeze(-1), own, others)
@@ -121,12 +128,12 @@ class Embedding(nn.Embedding):
         self._touched.append(places)
 
 
-def use_row_gradients(module: nn.Module, embedding: nn.Module) -> None:
+def use_row_gradients(module: nn.Module, embedding: nn.Module, *, direct: bool = True) -> None:
     """Replaces a plain `nn.Embedding` inside a module that will run on the CPU."""
     for parent in module.modules():
         for name, child in parent.named_children():
             if child is embedding and type(child) is nn.Embedding:
-                setattr(parent, name, Embedding(child).train(child.training))
+                setattr(parent, name, Embedding(child, direct).train(child.training))
 
 
 def train_rows(module: nn.Module, used: Callable[[int], np.ndarray]) -> None:

@@ -194,7 +194,7 @@ def make_forward(
         plain: Leaves embedding, dropout and attention as the family has them (for torch.compile
             and gradient checkpointing, which replay torch's random numbers).
         replayed: Packs for CUDA graphs where torch's kernel allows it, in spite of `plain`.
-        wrapped: Leaves the embedding as it is, for DDP and FSDP must see its gradient.
+        wrapped: Leaves the embedding's gradient to autograd, for DDP and FSDP must see it.
 
     Raises:
         UserError: If the tokenizer has more tokens than the encoder has embeddings.
@@ -204,8 +204,7 @@ def make_forward(
     rounds = replayed and has_varlen(model.network, device, precision)
     if device.type == "cpu" and not plain:
         use_fast_dropout(model)
-        if not wrapped:
-            use_row_gradients(model, model.encoder.get_input_embeddings())
+        use_row_gradients(model, model.encoder.get_input_embeddings(), direct=not wrapped)
     model.to(device)
     packing = _packing(model, pad_id) if rounds or not plain else None
     return Forward(

@@ -21,7 +21,16 @@ from outshine import batches, dropout
 from outshine.checkpoints import State, restore, save_checkpoint
 from outshine.config import TrainConfig, takes_swapped
 from outshine.console import progress, show
-from outshine.distributed import Team, find_team, gathered, touched, whole, without_rows, wrap
+from outshine.distributed import (
+    ALONE,
+    Team,
+    find_team,
+    gathered,
+    touched,
+    whole,
+    without_rows,
+    wrap,
+)
 from outshine.embedding import merge_rows, train_rows
 from outshine.errors import UserError
 from outshine.evaluation import evaluate_tables, predict_table, score
@@ -119,9 +128,8 @@ def _train_into(run: Run, plan: Plan, team: Team) -> bool:
     Returns:
         Whether a signal asked to stop after that.
     """
-    plan = replace(plan, forward=wrap(team, plan.forward))
+    plan, optimizer = make_ready(plan, team)
     cfg, model = plan.cfg, plan.forward.model
-    optimizer = make_optimizer(plan)
     state = State()
     if cfg.ema:
         state.average = [p.detach().clone() for p in model.parameters()]
@@ -173,14 +181,16 @@ def _train_into(run: Run, plan: Plan, team: Team) -> bool:
     return bool(late)
 
 
-def make_optimizer(plan: Plan) -> torch.optim.Optimizer:
-    """The optimizer of a run, and its model made ready to be trained by it."""
+def make_ready(plan: Plan, team: Team = ALONE) -> tuple[Plan, torch.optim.Optimizer]:
+    """The plan with a model that can be trained, also by several processes, and its optimizer."""
     cfg, forward = plan.cfg, plan.forward
-    train_rows(forward.model, partial(batches.used_tokens, plan.mixture, forward.pad_id))
+    if not team.is_sharded:
+        train_rows(forward.model, partial(batches.used_tokens, plan.mixture, forward.pad_id))
+    forward = wrap(team, forward)
     if cfg.compile:
         compile_encoder(forward)
     groups = parameter_groups(forward.model, plan.depths, cfg.layer_decay, cfg.weight_decay)
-    return adamw(groups, cfg.adam_eps)
+    return replace(plan, forward=forward), adamw(groups, cfg.adam_eps)
 
 
 def _fit(
