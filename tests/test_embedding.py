@@ -139,6 +139,13 @@ def test_training_the_rows_of_some_words_gives_the_whole_table_of_adamw(
     assert ours.weight.grad is not None
 
 
+def test_a_table_that_other_modules_share_is_left_alone() -> None:
+    module = Lookups()
+    module.positions.weight = module.words.weight
+    use_row_gradients(module, module.words)
+    assert type(module.words) is nn.Embedding
+
+
 def test_modules_without_such_an_embedding_are_left_alone() -> None:
     module = Lookups()
     train_rows(module, lambda _: pytest.fail("nobody needs the words"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -403,6 +404,19 @@ def test_rounded_lines_have_few_shapes_and_little_to_fill_up(rows: int) -> None:
         tokens, filled = tokens + int(lengths.sum()), filled + int(line.sum())
     assert len(shapes) <= 8
     assert filled <= 1.15 * tokens or rows == 1
+
+
+def test_no_filler_of_a_rounded_line_is_longer_than_what_is_said() -> None:
+    for rows in (1, 30, 60, 64, 500):
+        for tokens in (*range(rows, 3000, 7), 1023, 2047, 4095, 8191, 65535):
+            lengths = np.full(rows, tokens // rows)
+            lengths[0] += tokens % rows
+            filler = rounded(lengths)[rows:]
+            assert 1 <= filler.min() <= filler.max() <= TOKENS
+
+
+def test_an_encoder_without_heads_has_no_kernel_for_them() -> None:
+    assert not packing.has_varlen(SimpleNamespace(config=SimpleNamespace()), CPU, "bf16")
 
 
 @pytest.mark.parametrize("family", PACKED)

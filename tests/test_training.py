@@ -12,6 +12,7 @@ import sys
 import time
 import tracemalloc
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ import pytest
 import torch
 from accelerate import tracking
 from accelerate.utils import LoggerType
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 from typer.testing import CliRunner
 
@@ -528,6 +530,35 @@ def test_resume_is_bitwise_equal(
     assert resumed.info()["resumed"] == 2
     assert not resumed.checkpoint_path.parent.exists()
     assert [line["step"] for line in log_of(whole)][-1] == 12
+
+
+def test_a_checkpoint_of_rows_is_taken_up_by_the_whole_table_and_back(
+    cfg: TrainConfig, tasks: dict, tmp_path: Path
+) -> None:
+    """Also of words that do not occur, which decay, and of the moving averages."""
+    settings = {"ema": 0.7, "lr": 1e-2, "weight_decay": 1.0, "dropout": 0.0, "precision": "fp32"}
+    whole = train([tasks["tickets"]], cfg, out=tmp_path / "whole", **settings)
+    run = Run(tmp_path / "run")
+    shapes = []
+    for at, rows in ((5, True), (4, False), (0, True)):
+        with pytest.MonkeyPatch.context() as patch:
+            if not rows:
+                patch.setattr(training, "train_rows", lambda *_: None)
+            if at:
+                interrupt_at(patch, at)
+            with pytest.raises(KeyboardInterrupt) if at else nullcontext():
+                train([tasks["tickets"]], cfg, out=run.path, **settings)
+        if at:
+            shapes.append(any(k.endswith(".rows") for k in map_arrays(run.checkpoint_path)[0]))
+    assert shapes == [True, False]
+    found, wanted = (load_file(r.model_dir / "model.safetensors") for r in (run, whole))
+    start = load_file(Path(str(cfg.encoder)) / "model.safetensors")
+    for name, weight in wanted.items():
+        torch.testing.assert_close(found[name], weight, atol=2e-6, rtol=1e-5)
+    (words,) = (name for name in wanted if name.endswith("word_embeddings.weight"))
+    decayed = (wanted[words] / start[words.removeprefix("bert.")]).std(dim=1) < 1e-5
+    assert 0 < decayed.sum() < len(decayed)  # some words occur, others do not
+    assert (wanted[words][decayed] / start[words.removeprefix("bert.")][decayed]).max() < 0.97
 
 
 @pytest.mark.parametrize("asked", [signal.SIGINT, signal.SIGTERM])

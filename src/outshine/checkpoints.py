@@ -111,7 +111,11 @@ def restore(
 
 
 def _fitted(arrays: Mapping[str, np.ndarray], plan: Plan) -> dict[str, np.ndarray]:
-    """The arrays of a checkpoint, with the word embedding in rows or whole as the model has it."""
+    """The arrays of a checkpoint, with the word embedding in rows or whole as the model has it.
+
+    From whole to rows, a moving average of words that do not occur is kept but for what their decay
+    changes in second order.
+    """
     model, found = plan.forward.model, dict(arrays)
     words = model.encoder.get_input_embeddings()
     prefix = next((name for name, module in model.named_modules() if module is words), "")

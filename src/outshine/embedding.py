@@ -129,7 +129,13 @@ class Embedding(nn.Embedding):
 
 
 def use_row_gradients(module: nn.Module, embedding: nn.Module, *, direct: bool = True) -> None:
-    """Replaces a plain `nn.Embedding` inside a module that will run on the CPU."""
+    """Replaces a plain `nn.Embedding` inside a module that will run on the CPU.
+
+    One that shares its weight with other modules (T5's) stays: they would see no training.
+    """
+    every = module.named_parameters(remove_duplicate=False)
+    if sum(parameter is embedding.weight for _, parameter in every) != 1:
+        return
     for parent in module.modules():
         for name, child in parent.named_children():
             if child is embedding and type(child) is nn.Embedding:

@@ -174,9 +174,10 @@ def has_varlen(network: PreTrainedModel, device: torch.device, precision: str) -
     """Whether that kernel can do all attention of an encoder; only then does it go into a graph."""
     config = network.config
     dropped = ("attention_probs_dropout_prob", "attention_dropout")
-    if precision != "bf16" or any(getattr(config, key, 0.0) for key in dropped):
+    heads = getattr(config, "num_attention_heads", 0)  # some encoders have none
+    if precision != "bf16" or not heads or any(getattr(config, key, 0.0) for key in dropped):
         return False
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
     windows = {None, getattr(config, "sliding_window", None)}
     return all(_has_varlen(device, torch.bfloat16, size, window) for window in windows)
 

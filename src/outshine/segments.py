@@ -31,7 +31,8 @@ def rounded(lengths: np.ndarray) -> np.ndarray:
     the longest segment is depends on the rows.
     """
     tokens = int(lengths.sum())
-    least = len(lengths) + _step(tokens, TOKENS) // (TOKENS // 2)
+    # the filler is under two of the steps at `tokens`, for its own tokens may double the step
+    least = len(lengths) + -(-_step(tokens, TOKENS) // (TOKENS // 2 - 1))
     extra = _round_up(least, SEGMENTS) - len(lengths)
     filler = _round_up(tokens + extra, TOKENS) - tokens
     return np.concatenate([lengths, np.diff(np.arange(extra + 1) * filler // extra)])

@@ -157,8 +157,9 @@ def _train_into(run: Run, plan: Plan, team: Team) -> bool:
     def stop_outside_of_the_loop(number: int, _frame: Any) -> None:
         if not run.is_complete:
             written = "; the checkpoint is written" if run.checkpoint_path.exists() else ""
-            ended = "evaluation ended" if state.step else "first step"
-            raise Interrupted(f"interrupted before the {ended}{written}")
+            trained = state.step == plan.mixture.num_steps
+            before = "the evaluation ended" if trained else "training went on"
+            raise Interrupted(f"interrupted before {before}{written}")
         late.append(number)
         signal.signal(number, signal.default_int_handler)  # a tracker may hang
 
@@ -182,7 +183,10 @@ def _train_into(run: Run, plan: Plan, team: Team) -> bool:
 
 
 def make_ready(plan: Plan, team: Team = ALONE) -> tuple[Plan, torch.optim.Optimizer]:
-    """The plan with a model that can be trained, also by several processes, and its optimizer."""
+    """The plan with a model that can be trained, also by several processes, and its optimizer.
+
+    It is called once per plan, whose model it changes.
+    """
     cfg, forward = plan.cfg, plan.forward
     if not team.is_sharded:
         train_rows(forward.model, partial(batches.used_tokens, plan.mixture, forward.pad_id))
