@@ -1,4 +1,4 @@
-"""Writes results/first-light/README.md and the results part of the project's README.
+"""Writes results/README.md, which has all results, and the results part of the project's README.
 
     python results/report.py
 
@@ -23,6 +23,7 @@ RESULTS = Path(__file__).parent
 FIRST_LIGHT = RESULTS / "first-light"
 README = RESULTS.parent / "README.md"
 DEMO = RESULTS / "demo" / "output.txt"
+MAIN_STUDY = "small-dev"
 SELECTION_SEED = 100
 ARMS = ("single", "multi", "single->multi")
 TITLES = {
@@ -155,9 +156,9 @@ def section(study: str) -> list[str]:
     ]
 
 
-def studies() -> list[str]:
+def studies() -> dict[str, list[str]]:
     """A section for each study whose report is in results/."""
-    return [line for path in sorted(RESULTS.glob("*/report.json")) for line in study_section(path)]
+    return {path.parent.name: study_section(path) for path in sorted(RESULTS.glob("*/report.json"))}
 
 
 def study_section(path: Path) -> list[str]:
@@ -187,7 +188,7 @@ def study_section(path: Path) -> list[str]:
         f"Tests: {found['methods']['test']}; {found['methods']['holm']}. Command, in `studies/`: "
         f"`{found['command']}` on {listed(info['device'])} ({listed(info['precision'])}), commit "
         f"{listed(commit[:10] for commit in info['git_commits'])}; all numbers and pictures in "
-        f"[results/{name}](results/{name}).",
+        f"`results/{name}`.",
         "",
     ]
 
@@ -267,23 +268,27 @@ def filled(text: str, name: str, content: str) -> str:
 
 
 def pages() -> dict[Path, str]:
-    found = "\n".join(studies())
-    body = "\n".join(line for study in ("b", "a") for line in section(study)).strip()
+    found = {name: "\n".join(lines) for name, lines in studies().items()}
+    first = {study: "\n".join(section(study)) for study in ("b", "a")}
+    others = listed(f"`{name}`" for name in found if name != MAIN_STUDY)
     note = (
         "SST-2, CoLA, MRPC, STS-B and RTE are the official files; MNLI, QNLI and QQP are samples "
         "of theirs, so their numbers are not full GLUE. WNLI is not part of the score."
     )
-    own = (
-        "# First light\n\nThe main job on real data, made by `run.py`; this page by `../report.py`."
-    )
+    own = "# Results\n\nAll that was run on real data; this page is made by `report.py`."
+    light = "## First light\n\nThe main job before there were studies, by `first-light/run.py`."
+    more = f"More studies, {others}, and all seeds: [results](results/README.md)."
     fast = "\n".join(speed()).strip()
     return {
         README: filled(
             filled(README.read_text(), "demo", demo()),
             "results",
-            f"{found}\n{body}\n\n{note}\n\n{fast}",
+            f"{fast}\n\n{found[MAIN_STUDY]}\n{first['a']}\n{note}\n\n{more}",
         ),
-        FIRST_LIGHT / "README.md": f"{own}\n\n{body}\n\n{note}\n",
+        RESULTS / "README.md": "\n\n".join(
+            text.strip() for text in (own, note, *found.values(), light, *first.values())
+        )
+        + "\n",
     }
 
 

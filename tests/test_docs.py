@@ -221,8 +221,9 @@ def test_the_results_have_every_study_with_its_encoder_command_and_verdict(tmp_p
         data["provenance"] |= {"encoder": [name, "builtin"], "git_commits": ["5e0358e1aa7777"]}
         (tmp_path / name / "report.json").write_text(json.dumps(data))
         (tmp_path / name / "verdict.md").write_text(f"What {name} says.\n")
-    first, second = "\n".join(pages.studies()).split("**Study small-b**")
-    for name, text in (("small-a", first), ("small-b", second)):
+    found = {name: "\n".join(lines) for name, lines in pages.studies().items()}
+    assert [*found] == ["small-a", "small-b"]
+    for name, text in found.items():
         assert f"seeds of `studies/{name}.toml`, with {name}, builtin. Median" in text
         assert f"`studies/`: `outshine study run {name}.toml --set num_threads=1` on" in text
         assert text.index("| **score** |") < text.index(f"What {name} says.") < text.index("Tests:")
