@@ -78,6 +78,22 @@ main()
 """
 
 
+ENDING = """
+import atexit
+import sys
+from outshine.cli import main
+
+class Kept:
+    def __del__(self):
+        print("taken apart")
+
+kept = Kept()
+atexit.register(print, "at exit")
+sys.argv = ["outshine", *sys.argv[1:]]
+main()
+"""
+
+
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("tasks")
@@ -148,6 +164,25 @@ def test_ddp_equals_one_process(arguments: list[str], alone: Run, tmp_path: Path
     assert json.loads(done.stdout)["run"] == str(out)  # once, not by each process
     assert len(re.findall(r"^Mixture", done.stderr, re.M)) == 1
     assert_same(Run(out), alone)
+
+
+@pytest.mark.parametrize(("argument", "code"), [("--version", 0), ("--unknown", 2)])
+def test_processes_end_before_their_interpreter_is_taken_apart(argument: str, code: int) -> None:
+    """A thread of gloo that still holds a tensor would abort one that is, once in ten times."""
+
+    def printed(**env: str) -> list[str]:
+        ended = subprocess.run(
+            [sys.executable, "-c", ENDING, argument],
+            env=os.environ | env,
+            capture_output=True,
+            text=True,
+        )
+        assert ended.returncode == code
+        return ended.stdout.splitlines()[-2:]
+
+    several = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    assert printed() == ["at exit", "taken apart"]
+    assert printed(**several)[-1] == "at exit"
 
 
 def test_fsdp_interrupted_and_resumed_equals_one_process(

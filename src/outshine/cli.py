@@ -33,6 +33,7 @@ from outshine.command import (
     print_table,
 )
 from outshine.errors import UserError
+from outshine.processes import leave, num_processes
 
 if TYPE_CHECKING:
     from outshine.runs import Run
@@ -357,4 +358,9 @@ def _percent(value: float, values: dict[str, float]) -> str:
 
 def main() -> None:
     """Entry point of the command `outshine`."""
-    app(prog_name="outshine")
+    try:
+        app(prog_name="outshine")
+    except SystemExit as end:
+        if num_processes() > 1:
+            leave(int(end.code or 0))
+        raise

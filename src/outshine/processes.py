@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
+import logging
 import os
+import sys
+from typing import NoReturn
 
 from outshine.errors import UserError
 
@@ -29,3 +33,17 @@ def want_one_process(what: str) -> None:
             f"cannot {what} in {num_processes()} processes: expected 1",
             "torchrun and accelerate launch are for `outshine train`",
         )
+
+
+def leave(code: int) -> NoReturn:
+    """Ends this process, one of several, without taking its interpreter apart.
+
+    gloo's threads may still hold tensors of the last sums, though these are done; a thread that
+    gives one back while the interpreter is taken apart aborts the process, and the launcher then
+    calls the whole run failed. Whatever is registered with `atexit` is done.
+    """
+    atexit._run_exitfuncs()
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
