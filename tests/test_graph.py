@@ -374,7 +374,7 @@ def test_reading_a_study_with_given_tasks_needs_no_files(tmp_path: Path) -> None
 
 # Seeds times runs of a seed: one per task for a stage `single` or `finetune`, one for `multi`.
 RUNS = {
-    "first-light-a": 2 * (4 + 1),  # those that choose; the others are not known yet
+    "small-builtin": 2 * (4 + 1),  # those that choose; the others are not known yet
     "first-light-b": 3 * (8 + 1),
     "paper-ablations": 20 * (8 + 5),
     "paper-dev": 20 * (8 + 1 + 8 + 1 + 1),

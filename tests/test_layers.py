@@ -33,7 +33,7 @@ LAYERS = (
     "findings plan",
     # Only from here on is torch imported.
     "devices",
-    "batches checks dropout embedding model model_card optim segments",
+    "batches checks dropout embedding energy model model_card optim segments",
     "classifiers depths packing",
     "forward",
     "distributed evaluation losses predicting",

@@ -35,6 +35,7 @@ class State:
         step: Optimizer steps done.
         rows, tokens: Seen so far.
         elapsed_s: Training seconds, those before an interruption included.
+        energy_j: Joules so far, per part of the machine that counts them (`energy`).
         average: Exponential moving average of the parameters, if one is kept.
         resumed: How often the run was taken up again.
         unlogged: What the steps since the last line of the log add to the next one.
@@ -44,6 +45,7 @@ class State:
     rows: int = 0
     tokens: int = 0
     elapsed_s: float = 0.0
+    energy_j: dict[str, float] = field(default_factory=dict)
     average: list[torch.Tensor] | None = None
     resumed: int = 0
     unlogged: dict[str, Any] = field(default_factory=dict)
@@ -73,6 +75,7 @@ def save_checkpoint(
             "rows": state.rows,
             "tokens": state.tokens,
             "elapsed_s": state.elapsed_s,
+            "energy_j": state.energy_j,
             "resumed": state.resumed,
             "unlogged": state.unlogged,
         },
@@ -102,6 +105,7 @@ def restore(
                 state.average[i].copy_(stored(f"average/{name}", parameter))
     state.step, state.rows, state.tokens = header["step"], header["rows"], header["tokens"]
     state.elapsed_s, state.resumed = header["elapsed_s"], header["resumed"] + 1
+    state.energy_j = header.get("energy_j", {})
     state.unlogged = header["unlogged"]
     if not team.is_first:  # sums over processes must hold them once
         state.unlogged = state.unlogged | {"sums": {}}

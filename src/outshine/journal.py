@@ -13,6 +13,7 @@ import torch
 
 from outshine.checkpoints import State
 from outshine.distributed import ALONE, Team, divided_again
+from outshine.energy import Meter
 from outshine.evaluation import predict_table, table_metrics
 from outshine.files import world_errors
 from outshine.planning import Plan
@@ -26,6 +27,9 @@ class Log:
         self.run, self.plan, self.state, self.team = run, plan, state, team
         self.begin = time.monotonic() - state.elapsed_s
         self.last_save = time.monotonic()
+        alone = team.size == 1  # of several, each would have to add up its machine's parts once
+        used = state.energy_j if state.step else None
+        self.meter = Meter(plan.forward.device, used) if alone else None
         self.trackers = _trackers(run, plan) if team.is_first else []
         self._reset()
         self._take_up(state.unlogged, plan.forward.device)
@@ -49,6 +53,7 @@ class Log:
     def note(self, state: State) -> None:
         """Writes the clock, and what no line of the log holds yet, into the state."""
         state.elapsed_s = self.elapsed_s()
+        state.energy_j = self.meter.look() if self.meter else {}
         state.unlogged = {
             "losses": [float(loss) for loss in self.losses],
             "sums": {str(part): [float(x) for x in v] for part, v in self.sums.items()},
@@ -99,6 +104,8 @@ class Log:
         if not self.is_due():
             return False
         state = self.state
+        if self.meter:
+            self.meter.look()  # the counters begin again after minutes
         sums = self._sums()
         seconds = time.monotonic() - self.since
         names = [part.table.task.name for part in self.plan.mixture.parts]

@@ -55,6 +55,7 @@ def provenance(plan: Plan, state: State, run_id: str, finish_s: float) -> dict[s
         "tokens": state.tokens,
         "train_s": round(state.elapsed_s, 3),
         "seconds": round(state.elapsed_s + finish_s, 3),
+        "energy_j": {part: round(joules, 1) for part, joules in state.energy_j.items()},
         "resumed": state.resumed,
     }
 

@@ -6,7 +6,7 @@ The choice is in `greedy`; here runs are checked, averaged and written.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -288,10 +288,18 @@ def _write(
             "data": best.info()["data"],
             # what it took to train those that are in it
             **{key: sum(run.info()[key] for run in taken) for key in _COUNTS},
+            "energy_j": _energy(run.info() for run in taken),
             "seconds": round(time.monotonic() - begin, 3),
             **facts,
         },
     )
+
+
+def _energy(infos: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """Joules that training all of them took, of the parts that were counted for all."""
+    found = [info.get("energy_j", {}) for info in infos]
+    parts = [part for part in found[0] if all(part in other for other in found)]
+    return {part: round(sum(other[part] for other in found), 1) for part in parts}
 
 
 def _teachers(taken: Sequence[Run]) -> dict[str, list[str]]:
