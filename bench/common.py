@@ -34,7 +34,16 @@ from outshine.tasks import Task
 
 T = TypeVar("T")
 GLUE = ["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte"]
-BASE_SHAPE = "bert-base-shape"
+# Encoders made here, with random weights and the tokenizer of `builtin`.
+SHAPES: dict[str, dict[str, int]] = {
+    "bert-base-shape": {},
+    "bert-tiny-shape": {
+        "hidden_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 512,
+    },
+}
 
 
 def arguments(doc: str | None) -> argparse.ArgumentParser:
@@ -43,7 +52,7 @@ def arguments(doc: str | None) -> argparse.ArgumentParser:
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--encoder", default="builtin", help=f"as in outshine train, or {BASE_SHAPE}"
+        "--encoder", default="builtin", help=f"as in outshine train, or {' or '.join(SHAPES)}"
     )
     parser.add_argument("--device", default="cpu")
     set_quiet(True)
@@ -51,14 +60,14 @@ def arguments(doc: str | None) -> argparse.ArgumentParser:
 
 
 def encoder_folder(name: str, folder: str) -> str:
-    """The encoder; `bert-base-shape` is made here: random weights, the tokenizer of `builtin`."""
-    if name != BASE_SHAPE:
+    """The encoder; one of `SHAPES` is made."""
+    if name not in SHAPES:
         return name
     from transformers import AutoModel, BertConfig
 
-    path = Path(folder) / BASE_SHAPE
+    path = Path(folder) / name
     if not path.exists():
-        AutoModel.from_config(BertConfig()).save_pretrained(path)
+        AutoModel.from_config(BertConfig(**SHAPES[name])).save_pretrained(path)
         encoders.load_tokenizer(encoders.locate(encoders.BUILTIN)).save_pretrained(path)
     return str(path)
 
@@ -102,7 +111,7 @@ def five_heads(folder: Path, encoder: str) -> Run:
     """A run of one step with the demo's five tasks, all of which read the column `text`."""
     changes = {"text": ("text",), "symmetric": False}
     tasks = [task.model_copy(update=changes) for task in demo_tasks()]
-    cfg = TrainConfig(encoder=encoder, max_steps=1, device="cpu")
+    cfg = TrainConfig(encoder=encoder_folder(encoder, str(folder)), max_steps=1, device="cpu")
     with redirect_stdout(sys.stderr):
         return training.train(tasks, cfg, out=folder / "run")
 

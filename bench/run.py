@@ -30,7 +30,7 @@ BENCHES = {
     "predict": "predict.py",
     "onnx": "onnx_latency.py",
     "serve": "serve.py --seconds 600",
-    "stream": "stream.py --rows 100000",
+    "stream": "stream.py --encoder bert-tiny-shape",
     "study-scale": "study_scale.py",
     "study-kill": "kill_study.py",
 }

@@ -109,7 +109,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         run = open_run(args.run) if args.run else five_heads(folder, args.encoder)
-        args.encoder = run.config()["settings"]["encoder"]
+        if args.run:
+            args.encoder = run.config()["settings"]["encoder"]
         about = conditions(args)
         source, calm, killed = (folder / f"{x}.jsonl" for x in ("rows", "calm", "killed"))
         write_rows(source, args.rows)
