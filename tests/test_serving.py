@@ -340,6 +340,13 @@ REFUSED = {
         "text_a and text_b",
         "rename the columns",
     ),
+    "no column": (
+        b'{"inputs": [{}]}',
+        422,
+        f"cannot answer row 1: columns none, expected those of a task ({NEEDS}), or text, or "
+        "text_a and text_b",
+        "rename the columns",
+    ),
     "a missing column of a named task": (
         b'{"inputs": [{"left": "x"}], "tasks": ["duplicate"]}',
         422,
