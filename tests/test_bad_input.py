@@ -640,6 +640,35 @@ def test_truncated_weights_of_a_run(
         outshine.load(teacher.path)
 
 
+@pytest.mark.parametrize(
+    ("name", "key", "shown"),
+    [
+        ("heads.safetensors", "heads.task-tickets.bias", "heads.task-tickets.bias"),
+        (
+            "model.safetensors",
+            "embeddings.LayerNorm.bias",
+            "network.bert.embeddings.LayerNorm.bias",
+        ),
+    ],
+)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_of_a_run_that_are_not_finite(
+    teacher: Run, name: str, key: str, shown: str, value: float
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path = teacher.model_dir / name
+    weights = load_file(path)
+    weights[key][0] = value
+    save_file(weights, path, {"format": "pt"})
+    with pytest.raises(outshine.UserError) as caught:
+        outshine.load(teacher.path)
+    assert str(caught.value) == (
+        f"cannot load the weights in {teacher.model_dir}: {shown} holds what is no finite "
+        "number\nhint: the run is damaged: copy it again, or train it again"
+    )
+
+
 # --- encoders -------------------------------------------------------------------------------
 
 

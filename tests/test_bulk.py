@@ -843,6 +843,22 @@ def test_the_rows_are_not_replaced_by_their_answers(
     assert rows.read_bytes() == before
 
 
+@pytest.mark.parametrize("name", [".", "..", "/"])
+def test_a_folder_is_no_place_for_a_file_of_answers(
+    name: str, model: Predictor, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert refusal(model, rows, Path(name)) == (
+        f"cannot write {name}: a folder, expected a file\nhint: name a file in it"
+    )
+    if name != ".":
+        assert refusal(model, rows, Path(name), output_format="parquet") == (
+            f"cannot write {name}: the folder holds other files, expected a new one\n"
+            "hint: remove it, or choose another --output"
+        )
+
+
 @pytest.mark.parametrize("given", [{"doc": 1, "ü": None}, ["a", 2]])
 def test_an_id_that_is_no_scalar_is_json_in_tables(
     given: Any, model: Predictor, tmp_path: Path

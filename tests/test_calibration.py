@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from outshine import calibration
 from outshine.calibration import calibrate, calibration_error, fit_temperature
+from outshine.cli import app
 from outshine.errors import UserError
 from outshine.files import write_json
 from outshine.kinds import CLASSIFICATION, softmax
@@ -109,6 +111,21 @@ def test_a_temperature_that_helps_no_other_rows_is_not_kept(
     assert found["temperature"] == 1.0
     note = "note: no temperature helps tickets on rows that it was not fitted on"
     assert note in capsys.readouterr().err.splitlines()
+
+
+@pytest.mark.parametrize(("tried", "shown"), [(0.01, "before"), (10.0, "after")])
+def test_the_table_tells_the_error_of_the_temperature_that_is_kept(
+    tried: float, shown: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = run.predictions_path("tickets", "dev")
+    saved = Predictions.load(path)
+    Predictions(**vars(saved) | {"logits": 50 * np.asarray(saved.logits)}).save(path)
+    monkeypatch.setattr(calibration, "fit_temperature", lambda *_: tried)
+    told = CliRunner().invoke(app, ["calibrate", str(run.path)])
+    (cells,) = (x.split() for x in told.stdout.splitlines() if x.split()[:1] == ["tickets"])
+    error = json.loads(run.calibration_path.read_text())["tasks"]["tickets"]["calibration_error"]
+    assert error["before"] != pytest.approx(error["after"], abs=0.01)
+    assert cells[-3:] == [f"{100 * error[when]:.1f}" for when in ("before", shown)] + ["24"]
 
 
 def test_load_uses_the_temperatures_when_asked(run: Run) -> None:

@@ -340,6 +340,13 @@ REFUSED = {
         "text_a and text_b",
         "rename the columns",
     ),
+    "no column": (
+        b'{"inputs": [{}]}',
+        422,
+        f"cannot answer row 1: columns none, expected those of a task ({NEEDS}), or text, or "
+        "text_a and text_b",
+        "rename the columns",
+    ),
     "a missing column of a named task": (
         b'{"inputs": [{"left": "x"}], "tasks": ["duplicate"]}',
         422,
@@ -613,11 +620,13 @@ def test_the_page_loads_nothing_from_elsewhere(client: TestClient) -> None:
 
 
 @contextmanager
-def server_of(predictor: Predictor, **options: Any) -> Iterator[tuple[str, int]]:
+def server_of(
+    predictor: Predictor, *, keep_alive_s: int = 65, **options: Any
+) -> Iterator[tuple[str, int]]:
     """Address of a server in a thread of this process."""
     app = serving.create_app(lambda: predictor, run="student", **options)
     listening = serving.listen("127.0.0.1", 0)
-    server = uvicorn.Server(serving.server_config(app))
+    server = uvicorn.Server(serving.server_config(app, keep_alive_s))
     thread = threading.Thread(target=server.run, args=([listening],))
     thread.start()
     host, port = listening.getsockname()
@@ -689,6 +698,38 @@ def test_a_body_that_does_not_arrive_in_time_is_408(predictor: Predictor) -> Non
         b'{"detail":"cannot read the request: no end of its body within 0.2 seconds",'
         b'"hint":"send it at once"}'
     )
+
+
+@pytest.mark.parametrize("begun", [b"", b"POST /pred"], ids=["silent", "half a head"])
+@pytest.mark.parametrize("asked_before", [False, True])
+def test_a_client_that_never_ends_a_request_does_not_keep_its_connection(
+    asked_before: bool, begun: bytes, predictor: Predictor
+) -> None:
+    with (
+        server_of(predictor, keep_alive_s=1) as address,
+        socket.create_connection(address) as client,
+    ):
+        client.settimeout(20)
+        if asked_before:
+            client.sendall(raw_request(b'{"inputs": ["a"]}'))
+            assert client.recv(65536).startswith(b"HTTP/1.1 200 ")
+        client.sendall(begun)
+        assert b"HTTP/1.1" not in client.makefile("rb").read()  # until it is closed
+
+
+def test_a_request_may_take_longer_than_a_connection_without_one_is_kept(
+    predictor: Predictor,
+) -> None:
+    held = slow(predictor, lambda: time.sleep(1.5))
+    with (
+        server_of(held, keep_alive_s=1) as address,
+        socket.create_connection(address) as client,
+    ):
+        client.settimeout(20)
+        for part in (b"POST ", raw_request(b'{"inputs": ["a"]}')[5:]):
+            client.sendall(part)
+            time.sleep(0.1)
+        assert client.recv(65536).startswith(b"HTTP/1.1 200 ")
 
 
 def test_ten_megabytes_and_100_000_texts_are_refused_and_the_connection_goes_on(

@@ -401,6 +401,21 @@ def test_a_zip_that_exists_is_replaced_with_force_alone(
     assert len(files_of(out)) == 11
 
 
+@pytest.mark.parametrize("more", [(), ("--force",)])
+def test_a_folder_is_refused_before_anything_is_answered(
+    more: tuple[str, ...],
+    run: Path,
+    glue_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("outshine.submission.load", lambda *_, **__: pytest.fail("loaded"))
+    given = ("submit", run, "--out", tmp_path, "--glue-dir", glue_dir, "--fill", "majority")
+    assert command(*given, *more, code=2).stderr == (
+        f"cannot write {tmp_path}: a folder, expected a file\nhint: name a file in it\n"
+    )
+
+
 def test_a_task_of_the_users_own_with_a_name_of_glue_is_refused(
     refusal: Callable[..., str], run: Path
 ) -> None:

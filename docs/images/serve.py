@@ -41,7 +41,7 @@ def main() -> None:
     code = "from outshine.cli import main; main()"
     command = [sys.executable, "-c", code, "serve", sys.argv[1], "--port", "0"]
     with (
-        tempfile.TemporaryDirectory() as profile,
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile,  # Chromium ends late
         subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server,
     ):
         assert server.stderr

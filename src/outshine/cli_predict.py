@@ -160,7 +160,11 @@ def calibrate(
             name,
             f"{x['temperature']:.2f}",
             " ".join(f"{value:.2f}" for value in x["halves"]),
-            *(f"{100 * x['calibration_error'][when]:.1f}" for when in ("before", "after")),
+            # what was tried on the halves and is not kept changes no answer
+            *(
+                f"{100 * x['calibration_error'][when]:.1f}"
+                for when in ("before", "before" if x["temperature"] == 1.0 else "after")
+            ),
             str(x["n"]),
         ]
         for name, x in found["tasks"].items()

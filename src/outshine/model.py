@@ -333,7 +333,7 @@ def load_model(folder: Path) -> tuple[MultiTaskModel, Any, tuple[Task, ...]]:
     """Reads what `save_model` wrote: the model (eval mode), the tokenizer and the tasks.
 
     Raises:
-        UserError: If a file is missing or damaged.
+        UserError: If a file is missing or damaged, or a weight is not finite.
     """
     from safetensors.torch import load_file
     from transformers import AutoModel
@@ -373,4 +373,13 @@ def load_model(folder: Path) -> tuple[MultiTaskModel, Any, tuple[Task, ...]]:
         "the run is damaged: train it again",
     )
     model.load_state_dict(rest, strict=False)
+    raise_problems(
+        f"cannot load the weights in {folder}",
+        [
+            f"{name} holds what is no finite number"
+            for name, weights in model.named_parameters()
+            if not weights.isfinite().all()
+        ],
+        "the run is damaged: copy it again, or train it again",
+    )
     return model.eval(), load_tokenizer(str(folder)), tasks

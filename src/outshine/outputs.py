@@ -89,6 +89,8 @@ def check_apart(source: Path, path: Path) -> None:
     Raises:
         UserError: If the output, or what it grows in, is the file of the rows.
     """
+    if path.is_dir():  # which `check_output` judges; `.` and `/` have no name to grow beside
+        return
     for written in (path, *_unfinished(path)):
         if source.is_file() and written.exists() and written.samefile(source):
             raise UserError(

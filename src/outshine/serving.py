@@ -19,6 +19,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import h11
 import uvicorn
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
@@ -26,6 +27,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from outshine import __version__
 from outshine.console import say
@@ -283,11 +285,29 @@ def listen(host: str, port: int) -> socket.socket:
     return listening
 
 
+class _Connection(H11Protocol):
+    """uvicorn's, which keeps a connection for ever on which no request has ever been complete."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.timeout_keep_alive_task = self.loop.call_later(
+            self.timeout_keep_alive or KEEP_ALIVE_S, self.timeout_keep_alive_handler
+        )
+
+    def data_received(self, data: bytes) -> None:
+        timer, self.timeout_keep_alive_task = self.timeout_keep_alive_task, None
+        super().data_received(data)
+        if timer and self.conn.their_state is h11.IDLE:  # a part of a head is no request
+            self.timeout_keep_alive_task = timer
+        elif timer:
+            timer.cancel()
+
+
 def server_config(app: FastAPI, keep_alive_s: int = KEEP_ALIVE_S) -> uvicorn.Config:
     """How uvicorn serves the application: HTTP/1.1 alone, and on stderr only what is wrong."""
     return uvicorn.Config(
         app,
-        http="h11",
+        http=_Connection,
         ws="none",
         lifespan="on",
         timeout_keep_alive=keep_alive_s,

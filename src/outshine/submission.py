@@ -101,7 +101,7 @@ def submit(
 
     Raises:
         UserError: If the run is unfit or lacks tasks that are not filled, a test file is missing
-            or lacks rows, or the file exists.
+            or lacks rows, or the file exists or is a folder.
         WorldError: If the disk is full, or the hub does not answer.
     """
     out = Path(out)
@@ -110,6 +110,8 @@ def submit(
             f"cannot fill with {fill!r}{did_you_mean(fill, FILLS)}, expected {', '.join(FILLS)}",
             "`--fill majority` answers with what is commonest in train",
         )
+    if out.is_dir():
+        raise UserError(f"cannot write {out}: a folder, expected a file", "name a file in it")
     if out.exists() and not force:
         raise UserError(
             f"cannot write {out}: it exists already",

@@ -106,7 +106,7 @@ def text_columns(
         UserError: If they fit no task (or, with `strict`, not every task).
     """
     columns = _columns(found, tasks)
-    names = ", ".join(map(str, found))
+    names = ", ".join(map(str, found)) or "none"
     lacking = [task for task in tasks if task.name not in columns]
     if strict and lacking:
         task = lacking[0]
