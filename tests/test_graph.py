@@ -385,6 +385,7 @@ RUNS = {
     "small-dev": 20 * (8 + 1 + 8 + 1 + 1),
     "small-finetune": 20 * (1 + 8 + 8 + 1 + 8),
     "small-four": 10 * (4 + 1 + 1),
+    "small-passes": 20 * 2 * (4 + 1 + 1),
     "small-rte": 20 * 4,
     "small-soups": 20 * (1 + 4 + 1),
     "small-start": 20 * (4 + 2),
