@@ -537,6 +537,26 @@ def test_settings_are_chosen_on_a_seed_that_is_not_reported(tmp_path: Path, enco
     assert plan_facts(open_study(path))["left"] == 0
 
 
+def test_a_study_that_stopped_after_its_choice_can_be_reported(
+    tmp_path: Path, encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = "seeds = 2\n\n[select]\nseed = 9\nlr = [1e-3, 1e-9]\n"
+    path = write_study(tmp_path, study_text(encoder, keys, arms='["single"]'))
+    train = workers.train
+
+    def stop_in_seed_2(tasks: Any, cfg: Any, **options: Any) -> Run:
+        if cfg.seed == 2:
+            raise KeyboardInterrupt
+        return train(tasks, cfg, **options)
+
+    monkeypatch.setattr(workers, "train", stop_in_seed_2)
+    with pytest.raises(KeyboardInterrupt):
+        run_study(path)
+    found = report_data(read_study(tmp_path / "tiny"))
+    assert found["arms"]["single"]["score"]["n"] == 1
+    assert "chosen on seed 9" in found["methods"]["selection"]
+
+
 # --- runs that diverge --------------------------------------------------------------------------
 
 
