@@ -734,6 +734,25 @@ def test_the_live_table_says_where_a_run_is_made(made: Study) -> None:
     assert " where " in shown.get()
 
 
+def test_the_time_left_falls_while_a_run_is_under_way(
+    made: Study, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = [node_of(made, arm, 2) for arm in ("multi", "single->multi")]
+    forget(copied, *(node.folder for node in left))
+    slow = [replace(row, seconds=1000.0) for row in read_rows([copied]).values()]
+    write_rows(copied, slow)
+    now = 50.0
+    monkeypatch.setattr(launch.time, "monotonic", lambda: now)
+    board = launch._Board(open_study(copied), [1, 2], 2)
+    assert board.eta() == "about 16:40 left"  # two runs, two processes
+    for node in left:
+        board.tell({"event": "begin", "run": node.id})
+    now += 600.0
+    assert board.eta() == "about 6:40 left"
+    now += 600.0
+    assert board.eta() == "about 0:00 left"
+
+
 def test_an_error_of_a_worker_is_the_studys(
     slow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
