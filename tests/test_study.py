@@ -1035,7 +1035,9 @@ def test_compare_tests_two_arms(made: Study, call: Callable[..., Any]) -> None:
     assert {c["task"] for c in found["comparisons"]} == {"tickets", "urgency", "score"}
     assert {(c["a"], c["b"]) for c in found["comparisons"]} == {("single->multi", "single")}
     assert found == json.loads(json.dumps(compare(made, "single->multi", "single")))
-    assert "points" in call("compare", made.path, "single->multi", "single").stdout
+    shown = call("compare", made.path, "single->multi", "single")
+    assert "points" in shown.stdout
+    assert all(method in shown.stderr for method in found["methods"].values())
 
 
 def test_a_pair_that_was_named_does_not_enlarge_its_family(made: Study) -> None:
