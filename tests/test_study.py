@@ -720,6 +720,9 @@ def test_workers_that_died_are_noticed_while_others_tell_without_pause(
     assert len(told) < 10
 
 
+SINGLE_MULTI = (("single->multi", 1), ("single->multi", 2))
+
+
 def test_the_live_table_says_where_a_run_is_made(made: Study) -> None:
     events: list[dict[str, Any]] = []
     node = node_of(made, "single")
@@ -751,6 +754,17 @@ def test_the_time_left_falls_while_a_run_is_under_way(
     assert board.eta() == "about 6:40 left"
     now += 600.0
     assert board.eta() == "about 0:00 left"
+
+
+def test_the_time_of_measured_runs_is_told_while_other_kinds_are_not_measured(
+    made: Study, copied: Path
+) -> None:
+    left = [node_of(made, arm, seed) for arm, seed in (("multi", 2), *SINGLE_MULTI)]
+    forget(copied, *(node.folder for node in left))
+    write_rows(copied, [replace(r, seconds=30.0) for r in read_rows([copied]).values()])
+    assert launch._Board(open_study(copied), [1, 2], 1).eta() == (
+        "3 left, 2 of them of a kind not measured yet, about 0:30 for the others"
+    )
 
 
 def test_an_error_of_a_worker_is_the_studys(

@@ -255,11 +255,15 @@ class _Board:
 
     def eta(self) -> str:
         """How long it will take, less what the runs under way have had of their time."""
-        if self.unknown or self.study.graph.pending:
-            return f"{self.left} left, {self.unknown} of them of a kind not measured yet"
         now = time.monotonic()
         had = sum(now - state["since"] for state in list(self.running.values()))
-        return f"about {clock(max(0.0, self.known - had) / self.jobs)} left"
+        about = f"about {clock(max(0.0, self.known - had) / self.jobs)}"
+        pending = self.study.graph.pending
+        if not self.unknown and not pending:
+            return f"{about} left"
+        others = f", {about} for the others" if self.unknown < self.left else ""
+        more = ", more when settings are chosen" if pending else ""
+        return f"{self.left} left, {self.unknown} of them of a kind not measured yet{others}{more}"
 
     def tell(self, event: dict[str, Any]) -> None:
         """Takes in one event of a worker, and prints its line where there is no terminal."""
