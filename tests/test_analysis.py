@@ -288,7 +288,9 @@ def test_a_difference_that_is_not_shown_says_how_many_seeds_would_be_needed() ->
     said = conclusion([60.0, 61, 62, 63, 64], [60.5, 61.5, 61.8, 62.5, 63.5])
     assert said.startswith("a and b are not told apart: difference +0.20 points (95 % interval ")
     assert "p = 1 after Holm, 5 against 5 seeds, rte); about " in said
-    assert said.endswith(" seeds per arm would be needed for a difference of this size, before Holm.")
+    assert said.endswith(
+        " seeds per arm would be needed for a difference of this size, before Holm."
+    )
     near = conclusion([60.0, 61, 62.01, 63, 64], [60.1, 61.1, 62, 62.9, 63.9])
     assert "; more than 1,000 seeds per arm would be needed" in near
 

@@ -302,7 +302,9 @@ class _Board:
             ]
             for run, state in list(self.running.items())
         ]
-        title = f"{self.study.spec.name}: {self.total - self.left} of {self.total} runs; {self.eta()}"
+        title = (
+            f"{self.study.spec.name}: {self.total - self.left} of {self.total} runs; {self.eta()}"
+        )
         return table(title, ["run", "where", "state", "time"], rows, num_text=3)
 
 
