@@ -29,6 +29,7 @@ from outshine.findings import compare, report_data
 from outshine.launch import run_study
 from outshine.plan import plan_facts, seconds_left, to_make
 from outshine.predictions import Predictions
+from outshine.report import render
 from outshine.results import ROWS, Row, append_row, read_rows
 from outshine.runs import Run
 from outshine.study import Study, chosen_seeds, open_study, read_study
@@ -561,6 +562,8 @@ def test_a_study_that_stopped_after_its_choice_can_be_reported(
     found = report_data(read_study(tmp_path / "tiny"))
     assert found["arms"]["single"]["score"]["n"] == 1
     assert "chosen on seed 9" in found["methods"]["selection"]
+    for format in ("terminal", "markdown", "latex", "csv", "html"):
+        assert "chosen on seed 9" in render(found, format)  # with one arm nothing is compared
 
 
 # --- runs that diverge --------------------------------------------------------------------------
