@@ -291,9 +291,7 @@ def test_a_changed_file_is_not_read_before_it_is_run(copied: Path) -> None:
     path = change(copied, ("max_steps = 4", "max_steps = 5"))  # which `run` would refuse, too
     with pytest.raises(UserError) as caught:
         read_study(path)
-    assert caught.value.hint == (
-        f"{copied} in the file's place stands for the study as it was run"
-    )
+    assert caught.value.hint == (f"{copied} in the file's place stands for the study as it was run")
 
 
 def test_changed_data_are_refused_beside_a_changed_file(copied: Path) -> None:
