@@ -288,7 +288,9 @@ def test_a_difference_that_is_not_shown_says_how_many_seeds_would_be_needed() ->
     said = conclusion([60.0, 61, 62, 63, 64], [60.5, 61.5, 61.8, 62.5, 63.5])
     assert said.startswith("a and b are not told apart: difference +0.20 points (95 % interval ")
     assert "p = 1 after Holm, 5 against 5 seeds, rte); about " in said
-    assert said.endswith(" seeds per arm would be needed for a difference of this size.")
+    assert said.endswith(
+        " seeds per arm would be needed for a difference of this size, before Holm."
+    )
     near = conclusion([60.0, 61, 62.01, 63, 64], [60.1, 61.1, 62, 62.9, 63.9])
     assert "; more than 1,000 seeds per arm would be needed" in near
 
@@ -297,7 +299,7 @@ def test_too_few_seeds_say_that_they_cannot_show_it() -> None:
     assert conclusion(HIGH[:3], LOW[:3]) == (
         "3 against 3 seeds cannot show a difference between a and b: +10.00 points on rte, the "
         "smallest possible p = 0.1; about 6 seeds per arm would be needed for a difference of "
-        "this size."
+        "this size, before Holm."
     )
     assert conclusion([70.0], [60.0]) == (
         "1 against 1 seed cannot show a difference between a and b: +10.00 points on rte, the "

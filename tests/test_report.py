@@ -234,6 +234,8 @@ def test_csv_has_every_number_with_all_digits(data: dict[str, Any]) -> None:
         assert ((*place, "paired.p") in found) == (c["paired"] is not None)
     assert float(found["mixture", "multi", "", "rte", "", "rows"]["value"]) == 1939
     assert found["degenerate", "single", "", "rte", "5", "reason"]["value"] == "one class predicted"
+    methods = {row["quantity"]: row["value"] for row in rows if row["table"] == "methods"}
+    assert methods == data["methods"]
 
 
 def test_latex_environments_and_braces_are_balanced(data: dict[str, Any]) -> None:

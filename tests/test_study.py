@@ -29,6 +29,7 @@ from outshine.findings import compare, report_data
 from outshine.launch import run_study
 from outshine.plan import plan_facts, seconds_left, to_make
 from outshine.predictions import Predictions
+from outshine.report import render
 from outshine.results import ROWS, Row, append_row, read_rows
 from outshine.runs import Run
 from outshine.study import Study, chosen_seeds, open_study, read_study
@@ -287,6 +288,10 @@ def test_a_changed_file_is_not_read_before_it_is_run(copied: Path) -> None:
         "study as it was run"
     )
     assert read_study(copied).spec.seeds == (1, 2)
+    path = change(copied, ("max_steps = 4", "max_steps = 5"))  # which `run` would refuse, too
+    with pytest.raises(UserError) as caught:
+        read_study(path)
+    assert caught.value.hint == (f"{copied} in the file's place stands for the study as it was run")
 
 
 def test_changed_data_are_refused_beside_a_changed_file(copied: Path) -> None:
@@ -537,6 +542,28 @@ def test_settings_are_chosen_on_a_seed_that_is_not_reported(tmp_path: Path, enco
     assert plan_facts(open_study(path))["left"] == 0
 
 
+def test_a_study_that_stopped_after_its_choice_can_be_reported(
+    tmp_path: Path, encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = "seeds = 2\n\n[select]\nseed = 9\nlr = [1e-3, 1e-9]\n"
+    path = write_study(tmp_path, study_text(encoder, keys, arms='["single"]'))
+    train = workers.train
+
+    def stop_in_seed_2(tasks: Any, cfg: Any, **options: Any) -> Run:
+        if cfg.seed == 2:
+            raise KeyboardInterrupt
+        return train(tasks, cfg, **options)
+
+    monkeypatch.setattr(workers, "train", stop_in_seed_2)
+    with pytest.raises(KeyboardInterrupt):
+        run_study(path)
+    found = report_data(read_study(tmp_path / "tiny"))
+    assert found["arms"]["single"]["score"]["n"] == 1
+    assert "chosen on seed 9" in found["methods"]["selection"]
+    for format in ("terminal", "markdown", "latex", "csv", "html"):
+        assert "chosen on seed 9" in render(found, format)  # with one arm nothing is compared
+
+
 # --- runs that diverge --------------------------------------------------------------------------
 
 
@@ -700,6 +727,9 @@ def test_workers_that_died_are_noticed_while_others_tell_without_pause(
     assert len(told) < 10
 
 
+SINGLE_MULTI = (("single->multi", 1), ("single->multi", 2))
+
+
 def test_the_live_table_says_where_a_run_is_made(made: Study) -> None:
     events: list[dict[str, Any]] = []
     node = node_of(made, "single")
@@ -712,6 +742,36 @@ def test_the_live_table_says_where_a_run_is_made(made: Study) -> None:
         screen.print(board.table())
     assert f"{platform.node()}:{os.getpid()}" in shown.get()
     assert " where " in shown.get()
+
+
+def test_the_time_left_falls_while_a_run_is_under_way(
+    made: Study, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = [node_of(made, arm, 2) for arm in ("multi", "single->multi")]
+    forget(copied, *(node.folder for node in left))
+    slow = [replace(row, seconds=1000.0) for row in read_rows([copied]).values()]
+    write_rows(copied, slow)
+    now = 50.0
+    monkeypatch.setattr(launch.time, "monotonic", lambda: now)
+    board = launch._Board(open_study(copied), [1, 2], 2)
+    assert board.eta() == "about 16:40 left"  # two runs, two processes
+    for node in left:
+        board.tell({"event": "begin", "run": node.id})
+    now += 600.0
+    assert board.eta() == "about 6:40 left"
+    now += 600.0
+    assert board.eta() == "about 0:00 left"
+
+
+def test_the_time_of_measured_runs_is_told_while_other_kinds_are_not_measured(
+    made: Study, copied: Path
+) -> None:
+    left = [node_of(made, arm, seed) for arm, seed in (("multi", 2), *SINGLE_MULTI)]
+    forget(copied, *(node.folder for node in left))
+    write_rows(copied, [replace(r, seconds=30.0) for r in read_rows([copied]).values()])
+    assert launch._Board(open_study(copied), [1, 2], 1).eta() == (
+        "3 left, 2 of them of a kind not measured yet, about 0:30 for the others"
+    )
 
 
 def test_an_error_of_a_worker_is_the_studys(
@@ -996,7 +1056,9 @@ def test_compare_tests_two_arms(made: Study, call: Callable[..., Any]) -> None:
     assert {c["task"] for c in found["comparisons"]} == {"tickets", "urgency", "score"}
     assert {(c["a"], c["b"]) for c in found["comparisons"]} == {("single->multi", "single")}
     assert found == json.loads(json.dumps(compare(made, "single->multi", "single")))
-    assert "points" in call("compare", made.path, "single->multi", "single").stdout
+    shown = call("compare", made.path, "single->multi", "single")
+    assert "points" in shown.stdout
+    assert all(method in shown.stderr for method in found["methods"].values())
 
 
 def test_a_pair_that_was_named_does_not_enlarge_its_family(made: Study) -> None:

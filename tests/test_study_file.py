@@ -317,6 +317,34 @@ def test_a_chain_that_begins_with_an_arm_is_refused_as_if_it_were_written_out(
     assert f"arm 'x': {message}" in problems_of(tmp_path, study_text("enc", arms))
 
 
+@pytest.mark.parametrize(
+    ("base", "then", "message"),
+    [
+        (
+            'chain = "single->multi"\nteachers = "ensemble:2"',
+            'chain = "base->single"',
+            "teachers are ensemble:2, expected its own, same-seed",
+        ),
+        (
+            'chain = "multi"',
+            'chain = "base + finetune"\ntasks = ["urgency.toml"]',
+            "tasks are tickets, urgency, expected its own, urgency",
+        ),
+        # each of these has the runs of its base
+        ('chain = "single"\nteachers = "first"', 'chain = "base->multi"', ""),
+        ('chain = "single"', 'chain = "base->multi"\ntasks = ["urgency.toml"]', ""),
+    ],
+)
+def test_a_chain_that_would_begin_with_other_runs_than_the_arm_it_names_is_refused(
+    tmp_path: Path, base: str, then: str, message: str
+) -> None:
+    text = study_text("enc", f'\n\n[[arm]]\nname = "base"\n{base}\n[[arm]]\nname = "x"\n{then}\n')
+    if message:
+        assert f"arm 'x': starts with 'base', whose {message}" in problems_of(tmp_path, text)
+    else:
+        assert read_spec(write_study(tmp_path, text)).arm("x").stages[0].kind == "single"
+
+
 def test_a_task_without_dev_is_refused(tmp_path: Path) -> None:
     path = write_study(tmp_path, study_text("enc"))
     task = tmp_path / "tickets.toml"

@@ -366,7 +366,8 @@ def _sentence(row: Mapping[str, Any]) -> str:
     if needed is None or needed <= min(row["n"]):
         return f"{found}."
     about = f"about {needed:,}" if needed <= 1000 else "more than 1,000"
-    return f"{found}; {about} seeds per arm would be needed for a difference of this size."
+    size = "for a difference of this size, before Holm"
+    return f"{found}; {about} seeds per arm would be needed {size}."
 
 
 def _task_sentence(score: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:

@@ -82,6 +82,35 @@ def parse_chain(chain: str, names: Sequence[str] = ()) -> list[str]:
     return links
 
 
+def linked_stages(
+    name: str, arms: Mapping[str, tuple[str, Mapping[str, Any]]], above: tuple[str, ...] = ()
+) -> tuple[Stage, ...]:
+    """The stages of an arm, whose chain may begin with the name of another arm.
+
+    Args:
+        name: Of the arm.
+        arms: Name -> chain as written, and settings of its last stage.
+        above: Arms that begin with this one.
+
+    Raises:
+        ValueError: If the chain does not parse, or comes back to itself.
+    """
+    if name in above:
+        raise ValueError(f"a cycle: {' starts with '.join([*above[above.index(name) :], name])}")
+    chain, settings = arms[name]
+    others = [other for other, (its, _) in arms.items() if other != its]
+    stages: list[Stage] = []
+    for kind in parse_chain(chain, others):
+        if kind in others:
+            stages += linked_stages(kind, arms, (*above, name))
+        else:
+            stages.append(Stage(kind))
+    parse_chain(chain_text(stages))  # another arm may end with what goes on with nothing
+    # its settings are those of the last stage: the teachers stay the same runs
+    stages[-1] = Stage(stages[-1].kind, {**stages[-1].settings, **settings})
+    return tuple(stages)
+
+
 def chain_text(stages: Sequence[Stage]) -> str:
     """Stages as a chain is written."""
     return "->".join(stage.kind for stage in stages).replace("->finetune", "+finetune")

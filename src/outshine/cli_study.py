@@ -153,6 +153,7 @@ def compare(
     """
     from outshine import findings
     from outshine.console import say
+    from outshine.report_tables import TITLES
     from outshine.study import read_study
 
     study = read_study(place, out=out, overrides=_overrides(settings), others=rows or ())
@@ -169,9 +170,8 @@ def compare(
     for warning in found["warnings"]:
         say(f"warning: {warning}")
     methods = {"method": found["method"]} if "method" in found else found["methods"]
-    for name in ("method", "difference", "ci", "test", "effect_size", "holm", "paired"):
-        if name in methods:
-            say(f"{name}: {methods[name]}")
+    for name, method in methods.items():
+        say(f"{TITLES.get(name, name)}: {method}")
 
 
 def parse_seeds(text: str | None) -> tuple[int, ...] | None:

@@ -250,13 +250,20 @@ class _Board:
         left = to_make(self.study, self.seeds, rows)
         self.total = len(self.study.graph.needed(self.seeds))
         self.left = len(left)
-        known, unknown = seconds_left(left, rows)
-        self.eta = (
-            f"about {clock(known / self.jobs)} left"
-            if not unknown and not self.study.graph.pending
-            else f"{self.left} left, {unknown} of them of a kind not measured yet"
-        )
+        self.known, self.unknown = seconds_left(left, rows)
         return rows
+
+    def eta(self) -> str:
+        """How long it will take, less what the runs under way have had of their time."""
+        now = time.monotonic()
+        had = sum(now - state["since"] for state in list(self.running.values()))
+        about = f"about {clock(max(0.0, self.known - had) / self.jobs)}"
+        pending = self.study.graph.pending
+        if not self.unknown and not pending:
+            return f"{about} left"
+        others = f", {about} for the others" if self.unknown < self.left else ""
+        more = ", more when settings are chosen" if pending else ""
+        return f"{self.left} left, {self.unknown} of them of a kind not measured yet{others}{more}"
 
     def tell(self, event: dict[str, Any]) -> None:
         """Takes in one event of a worker, and prints its line where there is no terminal."""
@@ -275,10 +282,10 @@ class _Board:
             text = _scores(rows[run]) if run in rows else ""
             title = _title(self.study.graph.nodes[run])
             place = f"[{self.total - self.left}/{self.total}]"
-            self._line(f"{place} {title}: {text} ({clock(time.monotonic() - since)}), {self.eta}")
+            self._line(f"{place} {title}: {text} ({clock(time.monotonic() - since)}), {self.eta()}")
         if not self.screen.is_terminal and time.monotonic() - self.last_line > PLAIN_LINE_EVERY_S:
             for run, state in self.running.items():
-                self._line(f"{_title(self.study.graph.nodes[run])}: {_state(state)}, {self.eta}")
+                self._line(f"{_title(self.study.graph.nodes[run])}: {_state(state)}, {self.eta()}")
 
     def _line(self, text: str) -> None:
         self.last_line = time.monotonic()
@@ -295,7 +302,9 @@ class _Board:
             ]
             for run, state in list(self.running.items())
         ]
-        title = f"{self.study.spec.name}: {self.total - self.left} of {self.total} runs; {self.eta}"
+        title = (
+            f"{self.study.spec.name}: {self.total - self.left} of {self.total} runs; {self.eta()}"
+        )
         return table(title, ["run", "where", "state", "time"], rows, num_text=3)
 
 

@@ -213,6 +213,7 @@ def _csv_rows(data: Mapping[str, Any]) -> Iterator[list[Any]]:
     for arm, mixture in data["mixture"].items():
         for task, part in mixture.items():
             yield from (["mixture", arm, "", task, "", name, part[name]] for name in part)
+    yield from (["methods", "", "", "", "", *method] for method in data["methods"].items())
 
 
 def _flat(found: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

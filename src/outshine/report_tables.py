@@ -176,8 +176,9 @@ def _comparisons(data: Mapping[str, Any]) -> Section:
         shared = [f"score over {_words(c['tasks'])}" for c in found if c["task"] == "score"]
         rows = tuple(row for comparison in found for row in _tests(comparison))
         tables.append(Table(f"{a} against {b}", header, rows, note="".join(shared)))
-    if not tables:
-        return Section("comparisons", "Comparisons", ("No arms are compared.",), ())
+    if not tables:  # what was chosen is told all the same
+        chosen = _methods(data, *(name for name in data["methods"] if name == "selection"))
+        return Section("comparisons", "Comparisons", ("No arms are compared.", *chosen), ())
     names = (name for name in data["methods"] if name not in ("values", "degenerate"))
     return Section("comparisons", "Comparisons", _methods(data, *names), tuple(tables))
 

@@ -332,19 +332,20 @@ def _check_content(
     With `free`, a file may differ in which runs there are, for each is identified by its content.
     """
     before = study_content(toml_content(stored["file"], folder / STUDY_FILE), stored["settings"])
+    others = differences(of_old_runs(before, now), of_old_runs(now, before))
     if free:
         raise_problems(
             f"cannot use the study {folder}: it was made from another file",
-            differences(of_old_runs(before, now), of_old_runs(now, before)),
+            others,
             f"choose another --out (with `--rows {folder}` runs that are the same count), or give "
             "the file and the --set of the first time",
         )
     else:
+        taken_up = "" if others else "`outshine study run` takes the changes up; "
         raise_problems(
             f"cannot read the study {folder}: its file has changed since it was run",
             differences(before, now),
-            f"`outshine study run` takes the changes up; {folder} in the file's place stands for "
-            "the study as it was run",
+            f"{taken_up}{folder} in the file's place stands for the study as it was run",
         )
 
 

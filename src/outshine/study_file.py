@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -10,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from outshine.chains import STAGES, Policy, Stage, chain_text, parse_chain, parse_policy
+from outshine.chains import STAGES, Policy, Stage, linked_stages, parse_policy
 from outshine.config import BY_TASK, TrainConfig
 from outshine.errors import UserError, did_you_mean, raise_problems
 from outshine.study_source import study_content, toml_content
@@ -159,6 +160,7 @@ def parse_study(
     written = _arm_tables(file, problems)
     tasks = _tasks([*file.tasks, *(n for a in written for n in a.tasks)], find, problems)
     arms = tuple(_arms(written, file, tasks, problems))
+    problems += _other_beginnings(arms)
     stages, by_task = _stages(file, overrides, arms, tasks, problems)
     seeds = _seeds(file.seeds, problems)
     select = _selection(
@@ -353,7 +355,7 @@ def _arm_tables(file: _File, problems: list[str]) -> list[_ArmTable]:
 def _arms(
     written: Sequence[_ArmTable], file: _File, tasks: Mapping[str, Task], problems: list[str]
 ) -> Iterator[Arm]:
-    by_name = {arm.name: arm for arm in written}
+    chains = {arm.name: (arm.chain, arm.set) for arm in written}
     common = Policy("same-seed")
     try:
         common = parse_policy(file.teachers)
@@ -361,7 +363,7 @@ def _arms(
         problems.append(str(error))
     for arm in written:
         try:
-            stages = _links(arm, by_name, ())
+            stages = linked_stages(arm.name, chains)
             policy = parse_policy(arm.teachers) if arm.teachers else common
         except ValueError as error:
             line = f"arm {arm.name!r}: {error}"
@@ -375,26 +377,17 @@ def _arms(
         yield Arm(arm.name, arm.chain, stages, names, policy)
 
 
-def _links(
-    arm: _ArmTable, by_name: Mapping[str, _ArmTable], above: tuple[str, ...]
-) -> tuple[Stage, ...]:
-    """The stages of an arm; a chain may begin with the name of another arm.
-
-    Raises:
-        ValueError: If the chain does not parse, or comes back to itself.
-    """
-    if arm.name in above:
-        raise ValueError(
-            f"a cycle: {' starts with '.join([*above[above.index(arm.name) :], arm.name])}"
-        )
-    others = {name: other for name, other in by_name.items() if name != other.chain}
-    stages: list[Stage] = []
-    for kind in parse_chain(arm.chain, tuple(others)):
-        if kind in others:
-            stages += _links(others[kind], by_name, (*above, arm.name))
-        else:
-            stages.append(Stage(kind))
-    parse_chain(chain_text(stages))  # another arm may end with what goes on with nothing
-    # its settings are those of the last stage: the teachers stay the same runs
-    stages[-1] = Stage(stages[-1].kind, {**stages[-1].settings, **arm.set})
-    return tuple(stages)
+def _other_beginnings(arms: Sequence[Arm]) -> Iterator[str]:
+    """What keeps a chain that begins with the name of an arm from being taught by its runs."""
+    by_name = {arm.name: arm for arm in arms if arm.name != arm.chain}
+    for arm in arms:
+        name = re.split(r"->|\+", arm.chain)[0].strip()
+        if name not in by_name:
+            continue
+        first = by_name[name]
+        given = f"arm {arm.name!r}: starts with {name!r}, whose"
+        if len(first.stages) > 1 and first.teachers != arm.teachers:
+            yield f"{given} teachers are {first.teachers}, expected its own, {arm.teachers}"
+        if first.tasks != arm.tasks and any(stage.kind == "multi" for stage in first.stages):
+            its, own = ", ".join(first.tasks), ", ".join(arm.tasks)
+            yield f"{given} tasks are {its}, expected its own, {own}"

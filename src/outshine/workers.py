@@ -30,7 +30,7 @@ from outshine.predictions import Predictions
 from outshine.provenance import provenance
 from outshine.results import Claims, Row, append_row
 from outshine.runs import FORMAT, Run, locked, start_anew
-from outshine.study import Study, drop_weights, open_study, settled
+from outshine.study import Study, drop_weights, note_choices, open_study, settled
 from outshine.tasks import kind_of
 from outshine.teachers import only_reading, teacher_cache
 from outshine.training import train
@@ -60,9 +60,12 @@ def work(study: Study, seeds: Sequence[int], notify: Notify) -> None:
         OutshineError: If a run cannot be made; what is done stays.
         KeyboardInterrupt: After Ctrl-C, when the checkpoint of the run is written.
     """
-    claims = Claims(study.path)
+    claims, noted = Claims(study.path), 0
     try:
         while (study := settled(study)).graph.pending or to_make(study, seeds, study.rows()):
+            if len(study.graph.choices) > noted:  # at once: a report may be asked for at any time
+                noted = len(study.graph.choices)
+                note_choices(study)
             left = to_make(study, seeds, study.rows())
             node = _take(study, left, seeds, claims)
             if node is None:  # what can be made is being made elsewhere
