@@ -684,13 +684,16 @@ def test_a_worker_that_dies_has_its_run_taken_up(
     assert alike(read_rows([out])) == alike(undisturbed.rows())
 
 
-def test_ctrl_c_reaches_the_workers_once(tmp_path: Path, encoder: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl_c", "sigterm"])
+def test_a_signal_reaches_the_workers_once(
+    number: signal.Signals, tmp_path: Path, encoder: Path
+) -> None:
     text = slow_text(encoder).replace("max_steps = 40\nepochs = 20", "epochs = 2000")
     endless = write_study(tmp_path, text)
     out = tmp_path / "out"
     process = start("study", "run", str(endless), "--out", str(out), "--jobs", "2")
     wait_for(lambda: bool(list(out.glob("runs/*/checkpoint/state.safetensors"))), "a checkpoint")
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, said = process.communicate()
     assert process.returncode == 130
     assert "Traceback" not in said

@@ -72,7 +72,7 @@ def run_study(
     Raises:
         UserError: If anything given is wrong, before any training.
         WorldError: If the disk, the hub or a worker fails, or no Ray cluster answers.
-        KeyboardInterrupt: After Ctrl-C, when checkpoints are written.
+        KeyboardInterrupt: After Ctrl-C or SIGTERM, when checkpoints are written.
     """
     want_one_process("run the study")
     if executor not in EXECUTORS:
@@ -91,7 +91,7 @@ def run_study(
     left = to_make(study, chosen, study.rows())
     if not study.graph.pending:
         jobs = min(jobs, len(left))
-    with _board(study, chosen, max(1, jobs)) as tell:
+    with _terminable(), _board(study, chosen, max(1, jobs)) as tell:
         if not left:
             pass
         elif executor == "ray":
@@ -105,6 +105,20 @@ def run_study(
     study = settled(study)
     note_choices(study)
     return study
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Makes SIGTERM, which schedulers send some seconds before they kill, what Ctrl-C is."""
+    try:
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    except ValueError:  # not in the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 # --- several processes ------------------------------------------------------------------------
@@ -209,10 +223,10 @@ def worker() -> None:
 
     try:
         error = serve(json.loads(sys.argv[1]), send)
+        if error:
+            send(error)
     except (KeyboardInterrupt, BrokenPipeError):
         sys.exit(130)
-    if error:
-        send(error)
 
 
 # --- what people see --------------------------------------------------------------------------
