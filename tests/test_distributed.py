@@ -185,6 +185,17 @@ def test_processes_end_before_their_interpreter_is_taken_apart(argument: str, co
     assert printed(**several)[-1] == "at exit"
 
 
+@pytest.mark.parametrize(
+    ("code", "found", "said"), [(None, 0, ""), (3, 3, ""), ("no port", 1, "no port\n")]
+)
+def test_a_process_leaves_with_the_code_that_sys_exit_would_give(
+    code: int | str | None, found: int, said: str
+) -> None:
+    script = f"from outshine.processes import leave; print('done'); leave({code!r})"
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (found, "done\n", said)
+
+
 def test_fsdp_interrupted_and_resumed_equals_one_process(
     arguments: list[str], alone: Run, tmp_path: Path
 ) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from outshine import energy, training
+from outshine import energy, journal, training
 from outshine.config import TrainConfig
 from outshine.energy import Meter
 from outshine.exporting import export
@@ -48,6 +48,21 @@ def test_packages_and_memory_are_added_up_over_the_end_of_their_range(zones: Pat
     assert meter.look() == {"processors": pytest.approx(5 + 1 + 0.5)}
     count(zones, z0=2)
     assert meter.look() == {"processors": pytest.approx(6.5 + 7)}
+
+
+def test_counters_are_looked_at_twice_a_minute(
+    zones: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 50.0
+    monkeypatch.setattr(energy.time, "monotonic", lambda: now)
+    meter = Meter(CPU)
+    count(zones, z0=95)
+    now += 29.0
+    meter.look_in_time()
+    assert meter.used == {"processors": 0.0}
+    now += 1.0
+    meter.look_in_time()
+    assert meter.used == {"processors": 5.0}
 
 
 def test_work_that_goes_on_is_told_if_counted_from_its_beginning(zones: Path) -> None:
@@ -102,13 +117,22 @@ def test_a_gpu_needs_the_package(zones: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_run_json_and_the_card_tell_it_also_after_an_interruption(
     zones: Path, tickets: Path, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each step takes 36 J, of counters that begin again after 100."""
+    """Each step and pass of an evaluation takes 36 J, of counters that begin again after 100."""
     used = [90.0]
-    step = training.set_step
+    step, predict_table = training.set_step, journal.predict_table
 
-    def counted(*args: Any) -> None:
+    def use() -> None:
         used[0] = (used[0] + 36.0) % 100
         count(zones, z0=used[0])
+
+    def evaluated(*args: Any, on_rows: Any) -> Any:
+        for _ in range(3):
+            use()
+            on_rows(8)
+        return predict_table(*args)
+
+    def counted(*args: Any) -> None:
+        use()
         if len(done) == 2 and not stopped:
             stopped.append(1)
             signal.raise_signal(signal.SIGINT)
@@ -117,16 +141,18 @@ def test_run_json_and_the_card_tell_it_also_after_an_interruption(
 
     done: list[int] = []
     stopped: list[int] = []
+    monkeypatch.setattr(energy, "LOOK_EVERY_S", 0.0)
     monkeypatch.setattr(training, "set_step", counted)
-    cfg = TrainConfig(encoder=str(encoder), max_steps=5, batch_size=8, device="cpu", log_every=1)
+    monkeypatch.setattr(journal, "predict_table", evaluated)
+    cfg = TrainConfig(encoder=str(encoder), max_steps=5, batch_size=8, device="cpu", eval_every=4)
     task = Task.load(tickets)
     with pytest.raises(KeyboardInterrupt):
         training.train([task], cfg, out=tmp_path / "run")
     run = training.train([task], cfg, out=tmp_path / "run")
-    assert run.info()["energy_j"] == {"processors": 5 * 36.0}
+    assert run.info()["energy_j"] == {"processors": (5 + 3) * 36.0}
     export(run, tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "all else that ran on it: processors 0.05 Wh.\n\n## Intended use" in card
+    assert "all else that ran on it: processors 0.08 Wh.\n\n## Intended use" in card
     assert _energy([run.info(), {"energy_j": {"processors": 2.0, "gpu": 1.0}}]) == {
-        "processors": 182.0
+        "processors": 290.0
     }

@@ -275,7 +275,7 @@ def test_the_card_tells_scores_data_time_and_limits(student: Path, tmp_path: Pat
         info["data"]["urgency"]["train"][:12],
         "* Arm: multi, from gold labels alone.",
         f"Training took {info['train_s']:.0f} s on {info['device']}",
-        "Energy: not measured",
+        "Energy of training" if info["energy_j"] else "Energy: not measured",
         "## Intended use",
         "## Limits",
         "@inproceedings{clark2019bam,",

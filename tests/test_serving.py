@@ -717,6 +717,21 @@ def test_a_client_that_never_ends_a_request_does_not_keep_its_connection(
         assert b"HTTP/1.1" not in client.makefile("rb").read()  # until it is closed
 
 
+@pytest.mark.parametrize("more", [b"x", b"x" * 99], ids=["a part", "all but its end"])
+def test_the_rest_of_a_body_that_was_refused_early_does_not_keep_a_connection(
+    more: bytes, predictor: Predictor
+) -> None:
+    with (
+        server_of(predictor, keep_alive_s=1, api_key="secret") as address,
+        socket.create_connection(address) as client,
+    ):
+        client.settimeout(20)
+        client.sendall(raw_request(b"", length=100))
+        assert client.recv(65536).startswith(b"HTTP/1.1 401 ")
+        client.sendall(more)
+        assert b"HTTP/1.1" not in client.makefile("rb").read()  # until it is closed
+
+
 def test_a_request_may_take_longer_than_a_connection_without_one_is_kept(
     predictor: Predictor,
 ) -> None:

@@ -758,23 +758,38 @@ def test_the_time_left_falls_while_a_run_is_under_way(
     monkeypatch.setattr(launch.time, "monotonic", lambda: now)
     board = launch._Board(open_study(copied), [1, 2], 2)
     assert board.eta() == "about 16:40 left"  # two runs, two processes
-    for node in left:
-        board.tell({"event": "begin", "run": node.id})
+    board.tell({"event": "begin", "run": left[0].id})
     now += 600.0
-    assert board.eta() == "about 6:40 left"
+    assert board.eta() == "about 11:40 left"
     now += 600.0
+    assert board.eta() == "about 8:20 left"  # it takes longer, but nothing from the other
+    board.tell({"event": "begin", "run": left[1].id})
+    now += 1000.0
     assert board.eta() == "about 0:00 left"
 
 
 def test_the_time_of_measured_runs_is_told_while_other_kinds_are_not_measured(
-    made: Study, copied: Path
+    made: Study, copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     left = [node_of(made, arm, seed) for arm, seed in (("multi", 2), *SINGLE_MULTI)]
     forget(copied, *(node.folder for node in left))
     write_rows(copied, [replace(r, seconds=30.0) for r in read_rows([copied]).values()])
-    assert launch._Board(open_study(copied), [1, 2], 1).eta() == (
-        "3 left, 2 of them of a kind not measured yet, about 0:30 for the others"
-    )
+    now = 50.0
+    monkeypatch.setattr(launch.time, "monotonic", lambda: now)
+    board = launch._Board(open_study(copied), [1, 2], 1)
+    said = "3 left, 2 of them of a kind not measured yet, about 0:30 for the others"
+    assert board.eta() == said
+    board.tell({"event": "begin", "run": left[1].id})  # which is one of the two
+    now += 20.0
+    assert board.eta() == said
+
+
+def test_the_time_left_says_that_settings_are_still_to_be_chosen(made: Study, copied: Path) -> None:
+    forget(copied, node_of(made, "multi", 2).folder)
+    write_rows(copied, [replace(r, seconds=30.0) for r in read_rows([copied]).values()])
+    board = launch._Board(open_study(copied), [1, 2], 1)
+    board.study = replace(board.study, graph=replace(board.study.graph, pending=True))
+    assert board.eta() == "about 0:30 left, more when settings are chosen"
 
 
 def test_an_error_of_a_worker_is_the_studys(

@@ -345,6 +345,20 @@ def test_a_chain_that_would_begin_with_other_runs_than_the_arm_it_names_is_refus
         assert read_spec(write_study(tmp_path, text)).arm("x").stages[0].kind == "single"
 
 
+def test_single_task_runs_of_other_tasks_are_others_where_settings_are_chosen(
+    tmp_path: Path,
+) -> None:
+    arms = (
+        '\n\n[[arm]]\nname = "base"\nchain = "single"\n'
+        '[[arm]]\nname = "x"\nchain = "base->multi"\ntasks = ["urgency.toml"]\n'
+        "[select]\nseed = 100\nlr = [1e-4, 3e-4]\n"
+    )
+    message = "whose tasks are tickets, urgency, expected its own, urgency"
+    assert f"arm 'x': starts with 'base', {message}" in problems_of(
+        tmp_path, study_text("enc", arms)
+    )
+
+
 def test_a_task_without_dev_is_refused(tmp_path: Path) -> None:
     path = write_study(tmp_path, study_text("enc"))
     task = tmp_path / "tickets.toml"

@@ -362,5 +362,5 @@ def main() -> None:
         app(prog_name="outshine")
     except SystemExit as end:
         if num_processes() > 1:
-            leave(int(end.code or 0))
+            leave(end.code)
         raise

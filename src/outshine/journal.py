@@ -98,14 +98,14 @@ class Log:
         Returns:
             Whether it was such a step. Processes add up their numbers then.
         """
+        if self.meter:
+            self.meter.look_in_time()
         self.losses.append(loss)
         for part, positions in enumerate(drawn):
             self.counts[part] = self.counts.get(part, 0) + len(positions)
         if not self.is_due():
             return False
         state = self.state
-        if self.meter:
-            self.meter.look()  # the counters begin again after minutes
         sums = self._sums()
         seconds = time.monotonic() - self.since
         names = [part.table.task.name for part in self.plan.mixture.parts]
@@ -126,7 +126,7 @@ class Log:
             },
         }
         if self._is_dev_due():
-            line["dev"] = _dev_metrics(self.plan)
+            line["dev"] = _dev_metrics(self.plan, self.meter)
         note(
             f"loss {line['loss']:.3f}, {line['rows_per_s']:.0f} rows/s, "
             f"{line['tokens_per_s']:.0f} tokens/s, lambda {line['gold_weight']:.2f}"
@@ -182,13 +182,19 @@ def _trackers(run: Run, plan: Plan) -> list[Any]:
     return accelerator.trackers
 
 
-def _dev_metrics(plan: Plan) -> dict[str, dict[str, float]]:
+def _dev_metrics(plan: Plan, meter: Meter | None) -> dict[str, dict[str, float]]:
     """Metrics on every task's dev split, in the middle of training."""
     results = {}
+
+    def look(_: int) -> None:
+        if meter:
+            meter.look_in_time()
+
     # what runs out of memory here must not change how training goes on
     forward = replace(plan.forward, budget=replace(plan.forward.budget))
     for (name, split), table in plan.dev.items():
         if split == "dev":
-            results[name] = table_metrics(table, predict_table(forward, table, "").logits)
+            logits = predict_table(forward, table, "", on_rows=look).logits
+            results[name] = table_metrics(table, logits)
     divided_again(forward)
     return results

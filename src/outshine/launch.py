@@ -23,7 +23,7 @@ from outshine import ray_executor
 from outshine.console import clock, console, say, table
 from outshine.errors import OutshineError, UserError, WorldError
 from outshine.graph import Node
-from outshine.plan import seconds_left, to_make
+from outshine.plan import seconds_of, to_make
 from outshine.processes import want_one_process
 from outshine.ray_executor import LOOK_EVERY_S, MAX_DEATHS
 from outshine.results import Row
@@ -263,21 +263,21 @@ class _Board:
         rows = self.study.rows()
         left = to_make(self.study, self.seeds, rows)
         self.total = len(self.study.graph.needed(self.seeds))
-        self.left = len(left)
-        self.known, self.unknown = seconds_left(left, rows)
+        self.left, self.expected = len(left), seconds_of(left, rows)
         return rows
 
     def eta(self) -> str:
-        """How long it will take, less what the runs under way have had of their time."""
-        now = time.monotonic()
-        had = sum(now - state["since"] for state in list(self.running.values()))
-        about = f"about {clock(max(0.0, self.known - had) / self.jobs)}"
-        pending = self.study.graph.pending
-        if not self.unknown and not pending:
-            return f"{about} left"
-        others = f", {about} for the others" if self.unknown < self.left else ""
-        more = ", more when settings are chosen" if pending else ""
-        return f"{self.left} left, {self.unknown} of them of a kind not measured yet{others}{more}"
+        """How long it will take, less what each run under way has had of its own time."""
+        now, running, expected = time.monotonic(), dict(self.running), self.expected
+        had = {run: now - state["since"] for run, state in running.items()}
+        seconds = sum(max(0.0, its - had.get(run, 0.0)) for run, its in expected.items())
+        about = f"about {clock(seconds / self.jobs)}"
+        more = ", more when settings are chosen" if self.study.graph.pending else ""
+        unknown = self.left - len(expected)
+        if not unknown:
+            return f"{about} left{more}"
+        others = f", {about} for the others" if expected else ""
+        return f"{self.left} left, {unknown} of them of a kind not measured yet{others}{more}"
 
     def tell(self, event: dict[str, Any]) -> None:
         """Takes in one event of a worker, and prints its line where there is no terminal."""

@@ -134,26 +134,32 @@ def serving(study: Study, node: Node, child: Node, rows: Mapping[str, Row]) -> R
 
 
 def seconds_left(left: Sequence[Node], rows: Mapping[str, Row]) -> tuple[float, int]:
-    """Seconds that runs will take by what runs like them took, one after another.
-
-    A run is like another with the same stage, tasks, encoder and amount of work that also had, or
-    had not, teachers.
+    """Seconds that runs will take, one after another, as `seconds_of` expects.
 
     Returns:
         The sum over the runs that are like a measured one, and the number of the others.
+    """
+    expected = seconds_of(left, rows)
+    return sum(expected.values(), 0.0), len(left) - len(expected)
+
+
+def seconds_of(left: Sequence[Node], rows: Mapping[str, Row]) -> dict[str, float]:
+    """Run id -> seconds that the run will take by what runs like it took, if there are any.
+
+    A run is like another with the same stage, tasks, encoder and amount of work that also had, or
+    had not, teachers.
     """
     measured: dict[tuple[Any, ...], list[float]] = {}
     for row in rows.values():
         key = _kind(row.stage, row.tasks, bool(row.teachers), row.settings)
         measured.setdefault(key, []).append(row.seconds)
-    known, unknown = 0.0, 0
+    expected = {}
     for node in left:
         tasks = tuple(task.name for task in node.tasks)
         key = _kind(node.stage, tasks, bool(node.teachers), node.cfg.model_dump())
-        times = measured.get(key, [])
-        known += sum(times) / max(1, len(times))
-        unknown += not times
-    return known, unknown
+        if times := measured.get(key):
+            expected[node.id] = sum(times) / len(times)
+    return expected
 
 
 def _kind(

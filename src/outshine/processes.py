@@ -35,15 +35,21 @@ def want_one_process(what: str) -> None:
         )
 
 
-def leave(code: int) -> NoReturn:
+def leave(code: int | str | None) -> NoReturn:
     """Ends this process, one of several, without taking its interpreter apart.
 
     gloo's threads may still hold tensors of the last sums, though these are done; a thread that
     gives one back while the interpreter is taken apart aborts the process, and the launcher then
     calls the whole run failed. Whatever is registered with `atexit` is done.
+
+    Args:
+        code: As `sys.exit` takes it: None is 0, and a text goes to stderr, with 1.
     """
+    if isinstance(code, str):
+        sys.stderr.write(f"{code}\n")
+        code = 1
     atexit._run_exitfuncs()
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)
+    os._exit(code or 0)

@@ -19,7 +19,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import h11
 import uvicorn
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
@@ -286,7 +285,10 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 class _Connection(H11Protocol):
-    """uvicorn's, which keeps a connection for ever on which no request has ever been complete."""
+    """Closes also connections on which no request has begun, which uvicorn keeps for ever.
+
+    Neither a part of a head nor the rest of a body that was refused early is a request.
+    """
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -297,7 +299,7 @@ class _Connection(H11Protocol):
     def data_received(self, data: bytes) -> None:
         timer, self.timeout_keep_alive_task = self.timeout_keep_alive_task, None
         super().data_received(data)
-        if timer and self.conn.their_state is h11.IDLE:  # a part of a head is no request
+        if timer and (self.cycle is None or self.cycle.response_complete):
             self.timeout_keep_alive_task = timer
         elif timer:
             timer.cancel()

@@ -160,7 +160,7 @@ def parse_study(
     written = _arm_tables(file, problems)
     tasks = _tasks([*file.tasks, *(n for a in written for n in a.tasks)], find, problems)
     arms = tuple(_arms(written, file, tasks, problems))
-    problems += _other_beginnings(arms)
+    problems += _other_beginnings(arms, chooses=file.select is not None)
     stages, by_task = _stages(file, overrides, arms, tasks, problems)
     seeds = _seeds(file.seeds, problems)
     select = _selection(
@@ -377,7 +377,7 @@ def _arms(
         yield Arm(arm.name, arm.chain, stages, names, policy)
 
 
-def _other_beginnings(arms: Sequence[Arm]) -> Iterator[str]:
+def _other_beginnings(arms: Sequence[Arm], *, chooses: bool) -> Iterator[str]:
     """What keeps a chain that begins with the name of an arm from being taught by its runs."""
     by_name = {arm.name: arm for arm in arms if arm.name != arm.chain}
     for arm in arms:
@@ -388,6 +388,8 @@ def _other_beginnings(arms: Sequence[Arm]) -> Iterator[str]:
         given = f"arm {arm.name!r}: starts with {name!r}, whose"
         if len(first.stages) > 1 and first.teachers != arm.teachers:
             yield f"{given} teachers are {first.teachers}, expected its own, {arm.teachers}"
-        if first.tasks != arm.tasks and any(stage.kind == "multi" for stage in first.stages):
+        # settings are chosen by the score over an arm's tasks, those of single-task runs, too
+        together = chooses or any(stage.kind == "multi" for stage in first.stages)
+        if first.tasks != arm.tasks and together:
             its, own = ", ".join(first.tasks), ", ".join(arm.tasks)
             yield f"{given} tasks are {its}, expected its own, {own}"
