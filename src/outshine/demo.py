@@ -16,8 +16,8 @@ from outshine.tasks import Task
 SUITE = Path(__file__).parent / "demo_suite"
 TASKS = ("intent", "sentiment", "urgency", "duplicate", "answers")
 
-# Passes as in the paper: three for one task, six for several. Chosen for single-task scores above 60
-# and less than 5 minutes on 2 cores with bf16; LOG.md, 2026-11-25 and 2026-11-27, has what was tried.
+# Passes as in the paper: three for one task, six for several. Chosen for single-task scores above
+# 60 and less than 5 minutes on 2 cores with bf16; LOG.md, 2026-11-25 and 27, has what was tried.
 _SINGLE = {"preset": "small-single", "lr": 3e-4, "epochs": 3.0, "batch_size": 16}
 _MULTI = {"preset": "small-multi", "lr": 4e-4, "layer_decay": 0.8, "epochs": 6.0, "batch_size": 16}
 
