@@ -32,6 +32,7 @@ BENCHES = {
     "serve": "serve.py --seconds 600",
     "stream": "stream.py --encoder bert-tiny-shape",
     "study-scale": "study_scale.py",
+    "study-overhead": "study_overhead.py",
     "study-kill": "kill_study.py",
 }
 GPU = "--device cuda --encoder bert-base-shape"
