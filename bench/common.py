@@ -167,12 +167,12 @@ def fit(plan: Plan, warm: bool = False, around: AbstractContextManager[Any] | No
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder))
         if warm:
-            training._fit(Log(run, plan, State()), optimizer)
+            training.fit(Log(run, plan, State()), optimizer)
             run.log_path.unlink()
         synchronize(forward.device)
         start = time.perf_counter(), time.process_time()
         with around or nullcontext():
-            training._fit(Log(run, plan, State()), optimizer)
+            training.fit(Log(run, plan, State()), optimizer)
             synchronize(forward.device)
         seconds, cpu_s = time.perf_counter() - start[0], time.process_time() - start[1]
         loss = json.loads(run.log_path.read_text().splitlines()[-1])["loss"]

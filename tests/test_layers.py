@@ -42,7 +42,7 @@ LAYERS = (
     "checkpoints exporting serving",
     "journal provenance",
     "soups training",
-    "comparison costs doctor workers",
+    "comparison costs doctor jobs workers",
     "distillation ray_executor",
     "launch",
     "demo preview",

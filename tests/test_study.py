@@ -725,7 +725,7 @@ def test_workers_that_died_are_noticed_while_others_tell_without_pause(
     monkeypatch.setattr(launch, "_start", start_dead)
     monkeypatch.setattr(Thread, "join", lambda self: begun[0].put({"event": "progress"}))
     with pytest.raises(WorldError) as caught:
-        launch._in_processes(made, [1], 1, None, tell)
+        launch._in_processes(made, [1], 1, [], None, tell)
     assert caught.value.message == "cannot go on: 4 workers have died"
     assert len(told) < 10
 
@@ -858,7 +858,7 @@ def test_results_are_read_without_data_or_encoder(made: Study, copied: Path) -> 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"jobs": 0}, "cannot run the study: 0 jobs, expected 1 or more"),
+        ({"jobs": 0}, "cannot run the study: 0 jobs, expected auto, or 1 or more"),
         ({"executor": "slurm"}, "cannot run the study: executor 'slurm', expected local, ray"),
         ({"seeds": [7]}, "cannot run seed 7 of the study tiny: expected some of 1, 2"),
     ],

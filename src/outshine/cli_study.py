@@ -63,7 +63,14 @@ def run(
     place: Place,
     out: Out = None,
     seeds: Seeds = None,
-    jobs: Annotated[int, typer.Option(help="Processes that share the work.")] = 1,
+    jobs: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N",
+            help="Processes that share the work, or auto: as many as, measured, get through most. "
+            "Default: auto where there is a GPU, else 1.",
+        ),
+    ] = None,
     executor: Annotated[
         str, typer.Option(help="local: on this machine; ray: on the Ray cluster at RAY_ADDRESS.")
     ] = "local",
@@ -89,7 +96,7 @@ def run(
         place,
         out=out,
         seeds=parse_seeds(seeds),
-        jobs=jobs,
+        jobs=_jobs(jobs),
         executor=executor,
         settings=_overrides(settings),
         glue_dir=glue_dir,
@@ -100,6 +107,10 @@ def run(
         from outshine.plan import plan_facts
 
         print_json(plan_facts(study, parse_seeds(seeds)))
+
+
+def _jobs(text: str | None) -> int | str | None:
+    return int(text) if text and text.lstrip("-").isdecimal() else text
 
 
 @command(app, "report")

@@ -23,6 +23,7 @@ from outshine import ray_executor
 from outshine.console import clock, console, say, table
 from outshine.errors import OutshineError, UserError, WorldError
 from outshine.graph import Node
+from outshine.jobs import MIN_RUNS, choose_jobs, gpus_for, worker_environment
 from outshine.plan import seconds_of, to_make
 from outshine.processes import want_one_process
 from outshine.ray_executor import LOOK_EVERY_S, MAX_DEATHS
@@ -39,6 +40,9 @@ from outshine.study import (
 
 EXECUTORS = ("local", "ray")
 PLAIN_LINE_EVERY_S = 30.0
+AUTO = "auto"
+# Its number, its process, and the thread that reads what it tells.
+Worker = tuple[int, subprocess.Popen[str], threading.Thread]
 _WORKER = "from outshine.launch import worker; worker()"
 
 
@@ -47,7 +51,7 @@ def run_study(
     *,
     out: str | Path | None = None,
     seeds: Sequence[int] | None = None,
-    jobs: int = 1,
+    jobs: int | str | None = None,
     executor: str = "local",
     settings: Mapping[str, Any] | None = None,
     glue_dir: str | Path | None = None,
@@ -59,7 +63,10 @@ def run_study(
         place: A study file, or the folder of a study that was begun.
         out: The study's folder; default: `<folder of the file>/<name>`.
         seeds: Some of the study's seeds; default: all.
-        jobs: Processes; several on one folder, also of several calls, share the work.
+        jobs: Processes; several on one folder, also of several calls, share the work. `auto`
+            measures how many of them get through most (`jobs.choose_jobs`). Default: that where
+            there is a GPU and runs enough to pay for it, else one per GPU, else 1, for the number
+            of cores that each has moves results in the last bits.
         executor: `local`, or `ray` for the cluster at RAY_ADDRESS, whose nodes must all see the
             study's folder.
         settings: Settings of every run that win over those of the file.
@@ -80,8 +87,15 @@ def run_study(
             f"cannot run the study: executor {executor!r}, expected {', '.join(EXECUTORS)}",
             "choose one of these",
         )
-    if jobs < 1:
-        raise UserError(f"cannot run the study: {jobs} jobs, expected 1 or more", "give --jobs 1")
+    if jobs not in (None, AUTO) and (not isinstance(jobs, int) or jobs < 1):
+        raise UserError(
+            f"cannot run the study: {jobs} jobs, expected {AUTO}, or 1 or more", "give --jobs 1"
+        )
+    if executor == "ray" and jobs == AUTO:
+        raise UserError(
+            f"cannot run the study: {AUTO} jobs on Ray, expected a number",
+            "give --jobs as many as the cluster has GPUs, or nodes",
+        )
     if executor == "ray":
         ray_executor.check_cluster()
     study = open_study(place, out=out, overrides=settings, glue_dir=glue_dir, others=others)
@@ -89,22 +103,45 @@ def run_study(
     begin(study)
     sweep(study)
     left = to_make(study, chosen, study.rows())
-    if not study.graph.pending:
-        jobs = min(jobs, len(left))
-    with _terminable(), _board(study, chosen, max(1, jobs)) as tell:
+    with _terminable():
+        number = _number_of_jobs(study, chosen, left, jobs, executor, glue_dir)
+    with _terminable(), _board(study, chosen, number) as tell:
         if not left:
             pass
         elif executor == "ray":
-            ray_executor.run_on_ray(study, chosen, jobs, glue_dir, tell)
-        elif jobs == 1:
+            ray_executor.run_on_ray(study, chosen, number, glue_dir, tell)
+        elif number == 1:
             from outshine.workers import work
 
             work(study, chosen, tell)
         else:
-            _in_processes(study, chosen, jobs, glue_dir, tell)
+            _in_processes(study, chosen, number, gpus_for(left), glue_dir, tell)
     study = settled(study)
     note_choices(study)
     return study
+
+
+def _number_of_jobs(
+    study: Study,
+    seeds: Sequence[int],
+    left: Sequence[Node],
+    jobs: int | str | None,
+    executor: str,
+    glue_dir: str | Path | None,
+) -> int:
+    """The processes that `run_study` wants for these runs."""
+    if not left:
+        return 1
+    if jobs is None:
+        gpus = len(gpus_for(left)) if executor == "local" else 0
+        jobs = AUTO if gpus and len(left) >= MIN_RUNS * gpus else max(1, gpus)
+    if jobs == AUTO:
+        from outshine.workers import request
+
+        jobs = choose_jobs(study, left, request(study, seeds, glue_dir))
+    number = int(jobs)
+    # runs that are not known yet may follow those that choose settings
+    return number if study.graph.pending else min(number, len(left))
 
 
 @contextmanager
@@ -128,6 +165,7 @@ def _in_processes(
     study: Study,
     seeds: Sequence[int],
     jobs: int,
+    gpus: Sequence[str],
     glue_dir: str | Path | None,
     tell: Callable[[dict[str, Any]], None],
 ) -> None:
@@ -135,11 +173,13 @@ def _in_processes(
     from outshine.workers import failure, request
 
     events: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-    environment = dict(os.environ)
-    # each with its share of the cores, unless the study or the user says otherwise
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
     given = json.dumps(request(study, seeds, glue_dir))
-    workers = [_start(given, environment, events) for _ in range(jobs)]
+
+    def begin_worker(number: int) -> Worker:
+        environment = os.environ | worker_environment(number, jobs, gpus)
+        return number, *_start(given, environment, events)
+
+    workers = [begin_worker(number) for number in range(jobs)]
     problem: OutshineError | None = None
     deaths, looked = 0, time.monotonic()
     try:
@@ -155,8 +195,8 @@ def _in_processes(
             if event and time.monotonic() < looked + LOOK_EVERY_S:
                 continue
             looked = time.monotonic()
-            for ended in [pair for pair in workers if pair[0].poll() is not None]:
-                worker, reader = ended
+            for ended in [each for each in workers if each[1].poll() is not None]:
+                number, worker, reader = ended
                 reader.join()  # its last word may be an error
                 workers.remove(ended)
                 if worker.returncode and problem is None:
@@ -167,11 +207,11 @@ def _in_processes(
                             f"cannot go on: {deaths} workers have died", "see their output above"
                         )
                     else:
-                        workers.append(_start(given, environment, events))
+                        workers.append(begin_worker(number))
     finally:
-        for worker, _ in workers:
+        for _, worker, _ in workers:
             worker.send_signal(signal.SIGINT)
-        for worker, _ in workers:
+        for _, worker, _ in workers:
             worker.wait()
     if problem is not None:
         raise problem
@@ -194,11 +234,12 @@ def _start(
 
     def read() -> None:
         assert worker.stdout is not None
-        for line in worker.stdout:
-            try:
-                events.put(json.loads(line))
-            except ValueError:  # a library's own words
-                say(line.rstrip("\n"))
+        with worker.stdout as lines:
+            for line in lines:
+                try:
+                    events.put(json.loads(line))
+                except ValueError:  # a library's own words
+                    say(line.rstrip("\n"))
 
     reader = threading.Thread(target=read, daemon=True)
     reader.start()

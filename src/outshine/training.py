@@ -165,7 +165,7 @@ def _train_into(run: Run, plan: Plan, team: Team) -> bool:
 
     with _on_signal(stop_outside_of_the_loop), closing(Log(run, plan, state, team)) as log:
         with _interruptible() as stop, world_errors(run.path):
-            _fit(log, optimizer, stop)
+            fit(log, optimizer, stop)
             save_checkpoint(run, plan, optimizer, state, team)  # the evaluation may be interrupted
             team.wait()  # a launcher that sees one process end would stop the first at writing
             if any(team.any(stop())):
@@ -197,10 +197,20 @@ def make_ready(plan: Plan, team: Team = ALONE) -> tuple[Plan, torch.optim.Optimi
     return replace(plan, forward=forward), adamw(groups, cfg.adam_eps)
 
 
-def _fit(
+def fit(
     log: Log, optimizer: torch.optim.Optimizer, stop: Callable[[], bool] = lambda: False
 ) -> None:
-    """The training loop: one pass of the `for` is one optimizer step, after which it may stop."""
+    """The training loop: one pass of the `for` is one optimizer step, after which it may stop.
+
+    Args:
+        log: Of the run; its state says at which step to begin, and counts on.
+        optimizer: As `make_ready` gives it with the plan of `log`.
+        stop: Is asked after each step whether to stop before the next.
+
+    Raises:
+        DivergedError: If the loss or its gradient is not finite.
+        WorldError: If the log or a checkpoint cannot be written.
+    """
     plan, state, team = log.plan, log.state, log.team
     cfg, mixture, model = plan.cfg, plan.mixture, plan.forward.model
     division = team.divided(plan.forward.divide)
