@@ -2,6 +2,8 @@ import csv
 import io
 import json
 import re
+import shutil
+import subprocess
 import warnings
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -254,6 +256,36 @@ def test_latex_environments_and_braces_are_balanced(data: dict[str, Any]) -> Non
     ):
         rows = re.findall(r"^(.*) \\\\$", body, re.M)
         assert rows and all(len(re.split(r"(?<!\\)&", row)) == len(columns) for row in rows)
+
+
+def test_latex_has_the_tests_as_notes(data: dict[str, Any]) -> None:
+    text = render(data, "latex")
+    for found in re.findall(r"\\begin\{table\}(.*?)\\end\{table\}", text, re.S):
+        body, _, notes = found.partition(r"\end{tabular}")
+        told = dict(re.findall(r"^\\par\\textsuperscript\{(\w)\} (.*)$", notes, re.M))
+        marks = re.findall(r"^[^&]*\\textsuperscript\{(\w)\} &", body, re.M)
+        assert set(marks) == set(told)
+        assert len(set(told.values())) == len(told)
+        if "Comparisons" in found:
+            assert len(marks) == len(re.findall(r" \\\\$", body, re.M)) - 1  # but the header
+            assert any(name.startswith("Mann-Whitney U, exact") for name in told.values())
+            assert "Mann-Whitney" not in body
+
+
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="there is no pdflatex")
+@pytest.mark.parametrize("name", ["multi", HOSTILE])
+def test_latex_compiles_to_tables_no_wider_than_the_text(
+    data: dict[str, Any], tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "tables.tex").write_text(render(renamed(data, "multi", name), "latex"))
+    (tmp_path / "paper.tex").write_text(
+        "\\documentclass{article}\\usepackage{booktabs}\\usepackage[T1]{fontenc}\n"
+        "\\begin{document}\\input{tables}\\end{document}\n"
+    )
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert name == HOSTILE or "Overfull" not in done.stdout
 
 
 def test_json_is_the_dict(data: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 from outshine.console import table
@@ -142,6 +143,14 @@ LATEX = {
 }
 
 
+# Columns that are no wider than a page's text, and the size for them; the last for more.
+LATEX_SIZES = (
+    (4, r"\small"),
+    (6, r"\footnotesize\setlength{\tabcolsep}{3pt}"),
+    (9, r"\scriptsize\setlength{\tabcolsep}{2pt}"),
+)
+
+
 def _latex(data: Mapping[str, Any]) -> str:
     """Tables for \\input in a paper, each kind after a paragraph on how it was made."""
     parts = [
@@ -151,31 +160,49 @@ def _latex(data: Mapping[str, Any]) -> str:
     ]
     for section in _chosen(data, PAPER):
         method = " ".join(f"{sentence.removesuffix('.')}." for sentence in section.method)
-        parts.append(rf"\paragraph{{{section.title}.}} {_tex(method)}")
+        parts.append(rf"{{\sloppy\paragraph{{{section.title}.}} {_tex(method)}\par}}")
         parts += [_latex_table(section, shown) for shown in section.tables]
     return "\n".join(parts) + "\n"
 
 
 def _latex_table(section: Section, shown: Table) -> str:
-    columns = "l" * shown.num_text + "r" * (len(shown.header) - shown.num_text)
+    """A table whose remarks, such as the tests, are notes below it."""
+    width = len(shown.header) - shown.num_remarks
+    columns = "l" * shown.num_text + "r" * (width - shown.num_text)
+    size = next((size for most, size in LATEX_SIZES if width <= most), LATEX_SIZES[-1][1])
     title = f"{section.title}: {_title(shown)}" if shown.title else section.title
-    lines = [shown.header, *shown.rows]
-    head, *body = (" & ".join(map(_tex, line)) + r" \\" for line in lines)
+    head = " & ".join(_stacked(name) for name in shown.header[:width])
+    marks: dict[str, str] = {}
+    body = []
+    for line in shown.rows:
+        first, *others = map(_tex, line[:width])
+        remark = ", ".join(line[width:])
+        if remark:
+            mark = marks.setdefault(remark, ascii_lowercase[len(marks)])
+            first += rf"\textsuperscript{{{mark}}}"
+        body.append(" & ".join([first, *others]))
     return "\n".join(
         [
             r"\begin{table}",
-            r"\centering\small",
+            rf"\centering{size}",
             rf"\caption{{{_tex(title)}}}",
             rf"\begin{{tabular}}{{{columns}}}",
             r"\toprule",
-            head,
+            rf"{head} \\",
             r"\midrule",
-            *body,
+            *(rf"{line} \\" for line in body),
             r"\bottomrule",
             r"\end{tabular}",
+            *(rf"\par\textsuperscript{{{mark}}} {_tex(text)}" for text, mark in marks.items()),
             r"\end{table}",
         ]
     )
+
+
+def _stacked(name: str) -> str:
+    """A column's name, its last word below the others."""
+    above, space, last = name.rpartition(" ")
+    return rf"\shortstack[r]{{{_tex(above)}\\{_tex(last)}}}" if space else _tex(name)
 
 
 def _tex(text: str) -> str:

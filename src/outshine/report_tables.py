@@ -34,6 +34,7 @@ class Table:
         header: Name per column.
         rows: Text per cell.
         num_text: So many first columns are text, the others numbers.
+        num_remarks: So many last columns are words after all, which a page may set as notes.
         note: What its title leaves open; may be empty.
     """
 
@@ -41,6 +42,7 @@ class Table:
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     num_text: int = 1
+    num_remarks: int = 0
     note: str = ""
 
 
@@ -175,7 +177,8 @@ def _comparisons(data: Mapping[str, Any]) -> Section:
         found = [c for c in data["comparisons"] if (c["a"], c["b"]) == (a, b)]
         shared = [f"score over {_words(c['tasks'])}" for c in found if c["task"] == "score"]
         rows = tuple(row for comparison in found for row in _tests(comparison))
-        tables.append(Table(f"{a} against {b}", header, rows, note="".join(shared)))
+        title = f"{a} against {b}"
+        tables.append(Table(title, header, rows, num_remarks=1, note="".join(shared)))
     if not tables:  # what was chosen is told all the same
         chosen = _methods(data, *(name for name in data["methods"] if name == "selection"))
         return Section("comparisons", "Comparisons", ("No arms are compared.", *chosen), ())
