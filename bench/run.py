@@ -34,12 +34,14 @@ BENCHES = {
     "study-scale": "study_scale.py",
     "study-overhead": "study_overhead.py",
     "study-kill": "kill_study.py",
+    "study-jobs": "study_jobs.py",
 }
 GPU = "--device cuda --encoder bert-base-shape"
 GPU_TRAIN = f"train.py {GPU} --tasks glue --batch-size 128 1024 --rows 20480 --sides outshine tuned"
 GPU_BENCHES = {
     "train-cuda": f"{GPU_TRAIN} --compile",
     "train-cuda-graphs": f"{GPU_TRAIN} --set compile=true",
+    "study-jobs-cuda": f"study_jobs.py {GPU} --jobs 1 2 4 8 auto --seeds 16",
     "seeds-cuda": f"seeds.py {GPU}",
     "logits-cuda": f"logits.py {GPU} --rows 20000",
     "profile-cuda": f"profile_step.py {GPU} --tasks glue --batch-size 128",

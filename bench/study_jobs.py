@@ -22,7 +22,9 @@ from typing import Any
 from common import arguments, conditions, encoder_folder, in_turn, ratios
 from kill_study import study_text
 
-CHOICE = re.compile(r"note: (--jobs \d+), by .* \((.*)\)")
+CHOICE = re.compile(
+    r"note: --jobs (?P<jobs>\d+), measured in (?P<time>\S+) together: (?P<rates>.*)"
+)
 
 
 def timed(file: Path, out: Path, jobs: str, device: str) -> dict[str, Any]:
@@ -38,7 +40,7 @@ def timed(file: Path, out: Path, jobs: str, device: str) -> dict[str, Any]:
     seconds = time.monotonic() - begin
     assert done.returncode == 0, done.stderr
     found = CHOICE.search(done.stderr)
-    return {"seconds": seconds, "choice": " by ".join(found.groups()) if found else None}
+    return {"seconds": seconds, "choice": found.groupdict() if found else None}
 
 
 def main() -> None:

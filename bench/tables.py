@@ -177,6 +177,15 @@ def study_overhead(found: Found) -> Cell:
     return f"{100 * found['overhead']:.1f} %: {text}{shortest}", found["overhead"] < 0.05
 
 
+def jobs_chosen(found: Found) -> Cell:
+    seconds = dict(found["seconds"])
+    auto = seconds.pop("auto")
+    chosen = sorted({choice["jobs"] for choice in found["auto_chose"]})
+    text = ", ".join(f"{jobs}: {s:.0f} s" for jobs, s in seconds.items())
+    told = f"{text}; auto: {auto:.0f} s with its measuring, chose {' and '.join(chosen)}"
+    return told, chosen == [min(seconds, key=lambda jobs: seconds[jobs])]
+
+
 def survived(found: Found) -> Cell:
     text = f"{found['kills']} kills, {found['resumed']} resumed: "
     return text + ("the same" if found["identical"] else "others"), found["identical"]
@@ -244,6 +253,8 @@ GOALS: list[tuple[str, str, str, str, Callable[[Found], Cell | None]]] = [
     ("50 clients, 10 minutes", "no error, 2 x one, p99, memory", CORES, "serve", served),
     ("a study of 200 finished runs", "plan 2 s, report 10 s", CORES, "study-scale", study_times),
     ("time of a study beyond its training", "5 %", CORES, "study-overhead", study_overhead),
+    ("`--jobs auto`, 16 runs", "the fastest number", CORES, "study-jobs", jobs_chosen),
+    ("the same, 64 runs, BERT-base shape", "the fastest", GPU, "study-jobs-cuda", jobs_chosen),
     ("a study killed 20 times", "the undisturbed rows", CORES, "study-kill", survived),
     ("`predict` streams a file", "memory does not grow", CORES, "stream", streamed),
 ]

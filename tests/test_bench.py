@@ -50,7 +50,7 @@ def test_a_goal_without_a_measurement_says_so_with_its_command(
     lines = [*tables.goals()][2:]
     assert len(lines) == len(tables.GOALS)
     assert all("not measured" in line and "`python bench/" in line for line in lines)
-    assert sum("needs a GPU" in line for line in lines) == 6
+    assert sum("needs a GPU" in line for line in lines) == 7
 
 
 def test_every_benchmark_that_is_run_exists(bench: Any) -> None:

@@ -51,6 +51,14 @@ class State:
     unlogged: dict[str, Any] = field(default_factory=dict)
 
 
+def first_state(plan: Plan) -> State:
+    """The state before the first step; with the setting `ema` it has a copy of the weights."""
+    state = State()
+    if plan.cfg.ema:
+        state.average = [p.detach().clone() for p in plan.forward.model.parameters()]
+    return state
+
+
 def save_checkpoint(
     run: Run, plan: Plan, optimizer: torch.optim.Optimizer, state: State, team: Team = ALONE
 ) -> None:

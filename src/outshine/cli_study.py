@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -68,7 +69,7 @@ def run(
         typer.Option(
             metavar="N",
             help="Processes that share the work, or auto: as many as, measured, get through most. "
-            "Default: auto where there is a GPU, else 1.",
+            "Default: one per GPU, auto where each has 20 runs or more to make; 1 without a GPU.",
         ),
     ] = None,
     executor: Annotated[
@@ -110,7 +111,7 @@ def run(
 
 
 def _jobs(text: str | None) -> int | str | None:
-    return int(text) if text and text.lstrip("-").isdecimal() else text
+    return int(text) if text and re.fullmatch(r"-?\d+", text) else text
 
 
 @command(app, "report")

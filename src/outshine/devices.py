@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
@@ -10,6 +11,20 @@ import torch
 from torch import Tensor
 
 from outshine.errors import UserError
+
+
+def set_up(num_threads: int, deterministic: bool) -> None:
+    """Applies the settings that hold for the whole process.
+
+    Args:
+        num_threads: Of torch on the CPU; 0 leaves them.
+        deterministic: Whether only algorithms that give the same bits each time are used.
+    """
+    if num_threads:
+        torch.set_num_threads(num_threads)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for it
+        torch.use_deterministic_algorithms(True)
 
 
 def pick_device(name: str) -> torch.device:

@@ -43,6 +43,10 @@ class WorldError(OutshineError):
     exit_code = 1
 
 
+class MemoryFullError(WorldError):
+    """A device has not as much free memory as the work needs."""
+
+
 class OtherRunError(UserError):
     """What is on disk was made with other settings, data, teachers or precision."""
 

@@ -16,32 +16,39 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
 
-from outshine.checkpoints import State
+from outshine.checkpoints import first_state
 from outshine.console import clock, say, watched
-from outshine.errors import OutshineError
+from outshine.devices import set_up
+from outshine.evaluation import table_logits
 from outshine.graph import Node
 from outshine.journal import Log
-from outshine.planning import Plan, prepare
+from outshine.planning import prepare
 from outshine.runs import Run
 from outshine.study import Study, open_study
 from outshine.training import fit, make_ready
 
 WARM_S = 3.0
 MEASURE_S = 4.0
-# The measuring takes half a minute; fewer runs per GPU may not pay for it, and nobody has asked.
+# Each number of processes takes some ten seconds; fewer runs per GPU may not pay for that, and
+# nobody has asked.
 MIN_RUNS = 20
 MAX_PER_GPU = 16
 # Twice as many processes need twice the memory, and each run then takes longer: so much more work
 # is worth that.
 WORTH = 1.1
-# Other runs, and the evaluation, may need more memory than the one that is measured.
-MEMORY_SHARE = 0.8
+# What more processes may take of the free memory: other runs may need more than the measured one.
+MEMORY_SHARE = 0.5
+EVALUATED_ROWS = 512
 _CONTEXT_BYTES = 512 * 2**20  # of a process on a GPU, beside its tensors
 _TRIAL = "from outshine.jobs import trial; trial()"
 
@@ -66,20 +73,25 @@ def worker_environment(number: int, jobs: int, gpus: Sequence[str]) -> dict[str,
         jobs: Workers in all.
         gpus: See `gpus_for`.
     """
-    share = {"OMP_NUM_THREADS": str(_threads(jobs))}
+    share = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(_threads(jobs))}
     return share | ({"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {})
 
 
 def _threads(jobs: int) -> int:
-    told = os.environ.get("OMP_NUM_THREADS", "")
-    return int(told) if told.isdecimal() else max(1, (os.cpu_count() or 1) // jobs)
+    return max(1, num_cores() // jobs)
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def choose_jobs(study: Study, left: Sequence[Node], request: Mapping[str, Any]) -> int:
     """The number of processes that get through most rows a second, and no more than pay.
 
     It takes the largest number of 1, 2, 4, ... processes, per GPU where there are some, that train
-    at least WORTH times the rows of half as many, and that the memory holds.
+    at least WORTH times the rows of half as many, and for which there is memory. All train the run
+    with the largest batches among those that are left.
 
     Args:
         study: The study, begun.
@@ -87,39 +99,48 @@ def choose_jobs(study: Study, left: Sequence[Node], request: Mapping[str, Any]) 
         request: How another process opens the study (`workers.request`).
     """
     gpus = gpus_for(left)
-    jobs = max(1, len(gpus))
+    devices = max(1, len(gpus))
     runs = math.inf if study.graph.pending else len(left)
-    most = min(runs, jobs * MAX_PER_GPU if gpus else os.cpu_count() or 1)
+    on_gpus = gpus or any(node.cfg.device.startswith("cuda") for node in left)
+    most = min(runs, devices * MAX_PER_GPU if on_gpus else num_cores())
+    jobs = devices
     if most < 2 * jobs:
         return jobs
-    node = max(left, key=lambda node: (node.cfg.batch_size, len(node.tasks)))
-    say("measuring how many runs train side by side (--jobs says it without)")
-    begin, best, found = time.monotonic(), 0, dict[int, float]()
+    node = max(left, key=lambda node: (node.cfg.batch_size, node.cfg.max_length, len(node.tasks)))
+    say("measuring how many runs to train side by side (`--jobs N` skips this)")
+    begin, best, rates = time.monotonic(), 0, dict[int, str]()
+    rate_of_best = 0.0
     trials: list[subprocess.Popen[str]] = []
-    try:
-        while jobs <= most:
-            for number in range(len(trials), jobs):
-                environment = os.environ | worker_environment(number, jobs, gpus)
-                trials.append(_start({**request, "run": node.id}, environment))
-            answers = _measure(trials, node.cfg.num_threads or _threads(jobs))
-            if answers is None:
-                break
-            found[jobs] = sum(answer["rows"] / answer["seconds"] for answer in answers)
-            if best and found[jobs] < WORTH * found[best]:
-                break
-            best = jobs
-            if min(answer["room"] for answer in answers) < jobs // max(1, len(gpus)):
-                break
-            jobs *= 2
-    finally:
-        for process in trials:
-            process.kill()
-            process.communicate()
-    best = best or jobs
-    rates = ", ".join(f"{count}: {rate:,.0f} rows/s" for count, rate in found.items())
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            while jobs <= most:
+                for number in range(len(trials), jobs):
+                    place = str(Path(folder, str(number)))
+                    environment = os.environ | worker_environment(number, jobs, gpus)
+                    trials.append(_start({**request, "run": node.id, "place": place}, environment))
+                answers = _measure(trials, _threads(jobs))
+                problems = [answer["error"] for answer in answers if "error" in answer]
+                if problems:
+                    rates[jobs] = problems[0]
+                    break
+                rate = sum(answer["rows"] / answer["seconds"] for answer in answers)
+                rates[jobs] = f"{rate:,.0f} rows/s"
+                if rate < WORTH * rate_of_best:
+                    break
+                best, rate_of_best = jobs, rate
+                # twice as many are `jobs` more on this machine, and so many more on each GPU
+                on_each = min(answer["gpu_room"] for answer in answers)
+                if min(answer["room"] for answer in answers) < jobs or on_each < jobs // devices:
+                    break
+                jobs *= 2
+        finally:
+            for process in trials:
+                process.kill()
+                process.communicate()
+    found = "; ".join(f"{count}: {what}" for count, what in rates.items())
     took = clock(time.monotonic() - begin)
-    say(f"note: --jobs {best}, by the rate of so many processes together ({rates}; {took})")
-    return best
+    say(f"note: --jobs {best or devices}, measured in {took} together: {found}")
+    return best or devices
 
 
 # --- the processes that are measured ----------------------------------------------------------
@@ -138,18 +159,19 @@ def _start(given: Mapping[str, Any], environment: Mapping[str, str]) -> subproce
     )
 
 
-def _measure(trials: Sequence[subprocess.Popen[str]], threads: int) -> list[dict[str, Any]] | None:
-    """What all trials do at the same time; None if one cannot, for want of memory perhaps."""
-    try:
-        for asked in ({"warm": True}, {"seconds": MEASURE_S}):
+def _measure(trials: Sequence[subprocess.Popen[str]], threads: int) -> list[dict[str, Any]]:
+    """What all trials do at the same time, once warm; {"error": text} of one that cannot."""
+    answers: list[dict[str, Any]] = []
+    for seconds in (WARM_S, MEASURE_S):
+        with suppress(BrokenPipeError):  # what ended has said why, or says nothing below
             for process in trials:
                 assert process.stdin is not None
-                process.stdin.write(json.dumps({"threads": threads, **asked}) + "\n")
+                process.stdin.write(json.dumps({"seconds": seconds, "threads": threads}) + "\n")
                 process.stdin.flush()
-            pipes = [process.stdout for process in trials if process.stdout]
-            answers = [json.loads(pipe.readline()) for pipe in pipes]
-    except (BrokenPipeError, ValueError):
-        return None
+        lines = [process.stdout.readline() for process in trials if process.stdout]
+        answers = [json.loads(line or '{"error": "a process died"}') for line in lines]
+        if any("error" in answer for answer in answers):
+            break
     return answers
 
 
@@ -157,50 +179,58 @@ def trial() -> None:
     """What a measured process does: trains as long as each line on stdin says, and tells of it."""
     given = json.loads(sys.argv[1])
     answers, sys.stdout = sys.stdout, sys.stderr
-    with tempfile.TemporaryDirectory() as folder, watched(lambda *_: None):
+
+    def tell(answer: Mapping[str, Any]) -> None:
+        print(json.dumps(answer), file=answers, flush=True)
+
+    with watched(lambda *_: None):
         try:
             study = open_study(given["study"], glue_dir=given["glue_dir"], others=given["others"])
-            train_for = _training(study.graph.nodes[given["run"]], Path(folder))
+            train_for = _training(study.graph.nodes[given["run"]], Path(given["place"]))
             for line in sys.stdin:
-                asked = json.loads(line)
-                torch.set_num_threads(asked["threads"])
-                # kernels are compiled, and memory is laid out, in the first steps
-                seconds = WARM_S if "warm" in asked else asked["seconds"]
-                print(json.dumps(train_for(seconds)), file=answers, flush=True)
-        except OutshineError:
-            sys.exit(1)  # the run itself will say it
+                tell(train_for(**json.loads(line)))
+        except Exception as error:  # whatever it is, the run itself may meet it, and says it then
+            first_line = str(error).split("\n")[0]
+            tell({"error": f"{type(error).__name__}: {first_line}"})
 
 
-def _training(node: Node, folder: Path) -> Callable[[float], dict[str, Any]]:
+def _training(node: Node, folder: Path) -> Callable[..., dict[str, Any]]:
     """A function that goes on with a run, without teachers, for some seconds.
 
     Teachers and starts from other runs may not be made yet; they change nothing of a step's work.
     """
     kept = {"epochs": 1e6, "max_steps": 0, "eval_every": 0, "save_every_s": math.inf, "track": ()}
     init = "random" if node.cfg.init == "random" else "encoder"
-    plan, optimizer = make_ready(
-        prepare(node.tasks, node.cfg.model_copy(update={**kept, "init": init}), None)
-    )
-    state = State()
+    cfg = node.cfg.model_copy(update={**kept, "init": init})
+    set_up(cfg.num_threads, cfg.deterministic)
+    plan, optimizer = make_ready(prepare(node.tasks, cfg, None))
+    state = first_state(plan)
+    folder.mkdir()
     log = Log(Run(folder), plan, state)
+    for table in islice(plan.dev.values(), 1):  # evaluation takes memory, too
+        table_logits(
+            replace(plan.forward, precision="fp32"), table, np.arange(len(table))[:EVALUATED_ROWS]
+        )
 
-    def train_for(seconds: float) -> dict[str, Any]:
+    def train_for(seconds: float, threads: int) -> dict[str, Any]:
+        if not cfg.num_threads and "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(threads)
         rows, begin = state.rows, time.monotonic()
         fit(log, optimizer, lambda: time.monotonic() > begin + seconds)
         if plan.forward.device.type == "cuda":
             torch.cuda.synchronize(plan.forward.device)
         took = time.monotonic() - begin
-        return {"rows": state.rows - rows, "seconds": took, "room": _room(plan)}
+        return {"rows": state.rows - rows, "seconds": took, **_rooms(plan.forward.device)}
 
     return train_for
 
 
-def _room(plan: Plan) -> int:
-    """How many more processes like this one the free memory holds."""
-    free, own = psutil.virtual_memory().available, psutil.Process().memory_info().rss
-    more = MEMORY_SHARE * free / own
-    if plan.forward.device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(plan.forward.device)
-        own = torch.cuda.max_memory_reserved(plan.forward.device) + _CONTEXT_BYTES
-        more = min(more, MEMORY_SHARE * free / own)
-    return int(more)
+def _rooms(device: torch.device) -> dict[str, float]:
+    """How many more processes like this one free memory holds, of the machine and of its GPU."""
+    own = psutil.Process().memory_info().rss
+    rooms = {"room": MEMORY_SHARE * psutil.virtual_memory().available / own, "gpu_room": math.inf}
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        own = torch.cuda.max_memory_reserved(device) + _CONTEXT_BYTES
+        rooms["gpu_room"] = MEMORY_SHARE * free / own
+    return rooms

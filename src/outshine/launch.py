@@ -37,6 +37,7 @@ from outshine.study import (
     settled,
     sweep,
 )
+from outshine.workers import failure, request, serve, work
 
 EXECUTORS = ("local", "ray")
 PLAIN_LINE_EVERY_S = 30.0
@@ -111,8 +112,6 @@ def run_study(
         elif executor == "ray":
             ray_executor.run_on_ray(study, chosen, number, glue_dir, tell)
         elif number == 1:
-            from outshine.workers import work
-
             work(study, chosen, tell)
         else:
             _in_processes(study, chosen, number, gpus_for(left), glue_dir, tell)
@@ -134,10 +133,9 @@ def _number_of_jobs(
         return 1
     if jobs is None:
         gpus = len(gpus_for(left)) if executor == "local" else 0
-        jobs = AUTO if gpus and len(left) >= MIN_RUNS * gpus else max(1, gpus)
+        many = study.graph.pending or len(left) >= MIN_RUNS * gpus
+        jobs = AUTO if gpus and many else max(1, gpus)
     if jobs == AUTO:
-        from outshine.workers import request
-
         jobs = choose_jobs(study, left, request(study, seeds, glue_dir))
     number = int(jobs)
     # runs that are not known yet may follow those that choose settings
@@ -170,8 +168,6 @@ def _in_processes(
     tell: Callable[[dict[str, Any]], None],
 ) -> None:
     """Keeps so many workers at work until nothing is left; an error of one stops all."""
-    from outshine.workers import failure, request
-
     events: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
     given = json.dumps(request(study, seeds, glue_dir))
 
@@ -181,14 +177,17 @@ def _in_processes(
 
     workers = [begin_worker(number) for number in range(jobs)]
     problem: OutshineError | None = None
-    deaths, looked = 0, time.monotonic()
+    deaths, full, looked = 0, 0, time.monotonic()
     try:
         while (workers or not events.empty()) and problem is None:
             try:
                 event = events.get(timeout=0.2)
             except queue.Empty:
                 event = {}
-            if event.get("event") == "error":
+            if event.get("full") and full < jobs - 1:
+                full += 1  # it ends, and its memory is the others', who take its run up
+                say(f"note: {event['message']}; {jobs - full} of {jobs} workers go on")
+            elif event.get("event") == "error":
                 problem = failure(event)
             elif event:
                 tell(event)
@@ -248,8 +247,6 @@ def _start(
 
 def worker() -> None:
     """What a worker process does; its argument is JSON (`workers.request`)."""
-    from outshine.workers import serve
-
     parent = os.getppid()
 
     def stop_with_parent() -> None:

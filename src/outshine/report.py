@@ -171,7 +171,8 @@ def _latex_table(section: Section, shown: Table) -> str:
     columns = "l" * shown.num_text + "r" * (width - shown.num_text)
     size = next((size for most, size in LATEX_SIZES if width <= most), LATEX_SIZES[-1][1])
     title = f"{section.title}: {_title(shown)}" if shown.title else section.title
-    head = " & ".join(_stacked(name) for name in shown.header[:width])
+    sides = zip(columns, shown.header, strict=False)  # names of remarks are left out
+    head = " & ".join(_stacked(name, side) for side, name in sides)
     marks: dict[str, str] = {}
     body = []
     for line in shown.rows:
@@ -199,10 +200,10 @@ def _latex_table(section: Section, shown: Table) -> str:
     )
 
 
-def _stacked(name: str) -> str:
+def _stacked(name: str, side: str) -> str:
     """A column's name, its last word below the others."""
     above, space, last = name.rpartition(" ")
-    return rf"\shortstack[r]{{{_tex(above)}\\{_tex(last)}}}" if space else _tex(name)
+    return rf"\shortstack[{side}]{{{_tex(above)}\\{_tex(last)}}}" if space else _tex(name)
 
 
 def _tex(text: str) -> str:

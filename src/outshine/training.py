@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
 import signal
 import time
@@ -18,9 +17,10 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 
 from outshine import batches, dropout
-from outshine.checkpoints import State, restore, save_checkpoint
+from outshine.checkpoints import State, first_state, restore, save_checkpoint
 from outshine.config import TrainConfig, takes_swapped
 from outshine.console import progress, show
+from outshine.devices import set_up
 from outshine.distributed import (
     ALONE,
     Team,
@@ -32,7 +32,7 @@ from outshine.distributed import (
     wrap,
 )
 from outshine.embedding import merge_rows, train_rows
-from outshine.errors import UserError
+from outshine.errors import MemoryFullError, UserError
 from outshine.evaluation import evaluate_tables, predict_table, score
 from outshine.files import (
     digest,
@@ -93,17 +93,14 @@ def train(
 
     Raises:
         UserError: If anything given is wrong; nothing has been written then.
-        WorldError: If the disk or the hub fails.
+        WorldError: If the disk or the hub fails, or the device's memory is full
+            (`MemoryFullError`).
         DivergedError: If the loss or its gradient is not finite; the update is not made.
         KeyboardInterrupt: After Ctrl-C, when the checkpoint is written; `InterruptedLate` if the
             run was complete by then.
     """
     tasks, cfg, path = settle(tasks, cfg or TrainConfig(), out, force, overrides)
-    if cfg.num_threads:
-        torch.set_num_threads(cfg.num_threads)
-    if cfg.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for it
-        torch.use_deterministic_algorithms(True)
+    set_up(cfg.num_threads, cfg.deterministic)
     team = find_team(cfg.device)
     with team.first():
         plan = prepare(tasks, cfg, teachers, team)
@@ -115,7 +112,15 @@ def train(
             if force:
                 start_anew(Run(path))
         team.wait()
-        late = _train_into(Run(path), plan, team)
+        try:
+            late = _train_into(Run(path), plan, team)
+        except torch.OutOfMemoryError as error:
+            reason = str(error).split("\n")[0].split(". ")[0]
+            raise MemoryFullError(
+                f"cannot go on with the run {path}: {reason}",
+                "other processes may hold the memory; smaller micro-batches (`max_tokens`) and "
+                "`gradient_checkpointing` need less",
+            ) from error
         team.wait()
     if late:
         raise InterruptedLate(Run(path))
@@ -130,9 +135,7 @@ def _train_into(run: Run, plan: Plan, team: Team) -> bool:
     """
     plan, optimizer = make_ready(plan, team)
     cfg, model = plan.cfg, plan.forward.model
-    state = State()
-    if cfg.ema:
-        state.average = [p.detach().clone() for p in model.parameters()]
+    state = first_state(plan)
     begun = run.checkpoint_path.exists()
     if all(team.any(begun, not begun)):
         raise UserError(

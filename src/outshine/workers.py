@@ -20,7 +20,14 @@ from outshine.checkpoints import State
 from outshine.console import say, watched
 from outshine.data import folds
 from outshine.degenerate import DIVERGED, curve, reasons
-from outshine.errors import DivergedError, OtherRunError, OutshineError, UserError, WorldError
+from outshine.errors import (
+    DivergedError,
+    MemoryFullError,
+    OtherRunError,
+    OutshineError,
+    UserError,
+    WorldError,
+)
 from outshine.evaluation import table_metrics
 from outshine.files import digest, write_json
 from outshine.graph import Node
@@ -99,7 +106,8 @@ def serve(given: Mapping[str, Any], send: Notify) -> dict[str, Any] | None:
     """Works on a study as `request` says, and tells of progress twice a second at most.
 
     Returns:
-        None when nothing is left, or the error that stopped it (`failure`).
+        None when nothing is left, or the error that stopped it (`failure`); its "full" says
+        whether another process may go on where this one had too little memory.
 
     Raises:
         KeyboardInterrupt: As `work` does.
@@ -119,7 +127,7 @@ def serve(given: Mapping[str, Any], send: Notify) -> dict[str, Any] | None:
         work(study, given["seeds"], tell)
     except OutshineError as error:
         fields = {"code": error.exit_code, "message": error.message, "hint": error.hint}
-        return {"event": "error", **fields}
+        return {"event": "error", **fields, "full": isinstance(error, MemoryFullError)}
     return None
 
 
