@@ -6,6 +6,7 @@ All of it is skipped where there is none.
 from __future__ import annotations
 
 import json
+import re
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ import pytest
 import torch
 from torch import nn
 
-from outshine import training
+from outshine import jobs, run_study, training
 from outshine.errors import DivergedError
 from outshine.optim import Watch, adamw, parameter_groups
 from outshine.predicting import load
 from outshine.tasks import Task
 from outshine.training import train
+from studies import study_text, write_study
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
@@ -97,3 +99,19 @@ def test_no_update_is_made_from_what_is_not_finite() -> None:
     assert torch.equal(network.weight, before)
     with pytest.raises(DivergedError, match="at step 1: the loss is nan"):
         watch.settle()
+
+
+def test_runs_of_a_study_are_measured_and_made_side_by_side(
+    tmp_path: Path,
+    encoder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in ("WARM_S", "MEASURE_S"):
+        monkeypatch.setattr(jobs, name, 0.5)
+    monkeypatch.setattr(jobs, "MAX_PER_GPU", 2)
+    file = write_study(tmp_path, study_text(encoder))
+    study = run_study(file, jobs="auto")
+    assert set(study.rows()) == set(study.graph.nodes)
+    assert not any("cores" in row.device for row in study.rows().values())
+    assert re.search(r"--jobs [12], measured in .*: 1: [\d,]+ rows/s", capsys.readouterr().err)
