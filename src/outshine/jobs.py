@@ -15,8 +15,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -108,42 +108,45 @@ def choose_jobs(study: Study, left: Sequence[Node], request: Mapping[str, Any]) 
         return jobs
     node = max(left, key=lambda node: (node.cfg.batch_size, node.cfg.max_length, len(node.tasks)))
     say("measuring how many runs to train side by side (`--jobs N` skips this)")
-    begin, best, rates = time.monotonic(), 0, dict[int, str]()
-    rate_of_best = 0.0
-    trials: list[subprocess.Popen[str]] = []
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            while jobs <= most:
-                for number in range(len(trials), jobs):
-                    place = str(Path(folder, str(number)))
-                    environment = os.environ | worker_environment(number, jobs, gpus)
-                    trials.append(_start({**request, "run": node.id, "place": place}, environment))
-                answers = _measure(trials, _threads(jobs))
-                problems = [answer["error"] for answer in answers if "error" in answer]
-                if problems:
-                    rates[jobs] = problems[0]
-                    break
-                rate = sum(answer["rows"] / answer["seconds"] for answer in answers)
-                rates[jobs] = f"{rate:,.0f} rows/s"
-                if rate < WORTH * rate_of_best:
-                    break
-                best, rate_of_best = jobs, rate
-                # twice as many are `jobs` more on this machine, and so many more on each GPU
-                on_each = min(answer["gpu_room"] for answer in answers)
-                if min(answer["room"] for answer in answers) < jobs or on_each < jobs // devices:
-                    break
-                jobs *= 2
-        finally:
-            for process in trials:
-                process.kill()
-                process.communicate()
-    found = "; ".join(f"{count}: {what}" for count, what in rates.items())
+    begin, best, best_rate, told = time.monotonic(), devices, 0.0, []
+    with tempfile.TemporaryDirectory() as folder, _ended() as trials:
+        while jobs <= most:
+            for number in range(len(trials), jobs):
+                given = {**request, "run": node.id, "place": str(Path(folder, str(number)))}
+                trials.append(_start(given, os.environ | worker_environment(number, jobs, gpus)))
+            answers = _measure(trials, _threads(jobs))
+            problems = [answer["error"] for answer in answers if "error" in answer]
+            if problems:
+                told.append(f"{jobs}: {problems[0]}")
+                break
+            rate = sum(answer["rows"] / answer["seconds"] for answer in answers)
+            told.append(f"{jobs}: {rate:,.0f} rows/s")
+            if rate < WORTH * best_rate:
+                break
+            best, best_rate = jobs, rate
+            # twice as many are `jobs` more on this machine, and so many more on each GPU
+            on_each = min(answer["gpu_room"] for answer in answers)
+            if min(answer["room"] for answer in answers) < jobs or on_each < jobs // devices:
+                break
+            jobs *= 2
     took = clock(time.monotonic() - begin)
-    say(f"note: --jobs {best or devices}, measured in {took} together: {found}")
-    return best or devices
+    say(f"note: --jobs {best}, measured in {took} together: {'; '.join(told)}")
+    return best
 
 
 # --- the processes that are measured ----------------------------------------------------------
+
+
+@contextmanager
+def _ended() -> Iterator[list[subprocess.Popen[str]]]:
+    """A list of processes that do not live longer than the context."""
+    trials: list[subprocess.Popen[str]] = []
+    try:
+        yield trials
+    finally:
+        for process in trials:
+            process.kill()
+            process.communicate()
 
 
 def _start(given: Mapping[str, Any], environment: Mapping[str, str]) -> subprocess.Popen[str]:
