@@ -23,7 +23,7 @@ RESULTS = Path(__file__).parent
 FIRST_LIGHT = RESULTS / "first-light"
 README = RESULTS.parent / "README.md"
 DEMO = RESULTS / "demo" / "output.txt"
-MAIN_STUDY = "small-dev"
+SHOWN = ("small-dev", "small-builtin")  # in the project's README
 SELECTION_SEED = 100
 ARMS = ("single", "multi", "single->multi")
 TITLES = {
@@ -270,7 +270,7 @@ def filled(text: str, name: str, content: str) -> str:
 def pages() -> dict[Path, str]:
     found = {name: "\n".join(lines) for name, lines in studies().items()}
     first = {study: "\n".join(section(study)) for study in ("b", "a")}
-    others = listed(f"`{name}`" for name in found if name != MAIN_STUDY)
+    others = listed(f"`{name}`" for name in found if name not in SHOWN)
     note = (
         "SST-2, CoLA, MRPC, STS-B and RTE are the official files; MNLI, QNLI and QQP are samples "
         "of theirs, so their numbers are not full GLUE. WNLI is not part of the score."
@@ -278,12 +278,13 @@ def pages() -> dict[Path, str]:
     own = "# Results\n\nAll that was run on real data; this page is made by `report.py`."
     light = "## First light\n\nThe main job before there were studies, by `first-light/run.py`."
     more = f"More studies, {others}, and all seeds: [results](results/README.md)."
-    fast = "\n".join(speed()).strip()
+    fast = "\n".join(speed())
+    main = "\n".join(found[name] for name in SHOWN)
     return {
         README: filled(
             filled(README.read_text(), "demo", demo()),
             "results",
-            f"{fast}\n\n{found[MAIN_STUDY]}\n{first['a']}\n{note}\n\n{more}",
+            f"{fast}\n{main}\n{note}\n\n{more}",
         ),
         RESULTS / "README.md": "\n\n".join(
             text.strip() for text in (own, note, *found.values(), light, *first.values())
