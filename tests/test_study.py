@@ -7,6 +7,9 @@ import os
 import platform
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -698,6 +701,26 @@ def test_a_signal_reaches_the_workers_once(
     assert process.returncode == 130
     assert "Traceback" not in said
     assert list(out.glob("runs/*/checkpoint/state.safetensors"))
+
+
+def test_sigterm_stops_workers_where_a_shell_has_sigint_ignored(
+    tmp_path: Path, encoder: Path
+) -> None:
+    text = slow_text(encoder).replace("max_steps = 40\nepochs = 20", "epochs = 2000")
+    endless = write_study(tmp_path, text)
+    ignoring = (
+        "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+        "from outshine.cli import main; main()"
+    )
+    words = ["study", "run", str(endless), "--out", str(tmp_path / "out"), "--jobs", "2"]
+    process = subprocess.Popen([sys.executable, "-c", ignoring, *words], stderr=subprocess.DEVNULL)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    wait_for(lambda: len(children.read_text().split()) == 2, "its workers")
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 130
 
 
 def test_workers_that_died_are_noticed_while_others_tell_without_pause(

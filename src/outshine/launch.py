@@ -144,16 +144,24 @@ def _number_of_jobs(
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """Makes SIGTERM, which schedulers send some seconds before they kill, what Ctrl-C is."""
+    """Makes SIGTERM, which schedulers send some seconds before they kill, what Ctrl-C is.
+
+    Where SIGINT is ignored, as in what a shell starts with &, it stays so in this process, but not
+    in workers: they are asked by it to stop.
+    """
+    handlers: dict[int, Any] = {signal.SIGTERM: signal.default_int_handler}
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        handlers[signal.SIGINT] = lambda *_: None  # unlike SIG_IGN it is not inherited
     try:
-        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        before = {number: signal.signal(number, handlers[number]) for number in handlers}
     except ValueError:  # not in the main thread
         yield
         return
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 # --- several processes ------------------------------------------------------------------------
