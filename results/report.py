@@ -23,7 +23,9 @@ RESULTS = Path(__file__).parent
 FIRST_LIGHT = RESULTS / "first-light"
 README = RESULTS.parent / "README.md"
 DEMO = RESULTS / "demo" / "output.txt"
-SHOWN = ("small-dev", "small-builtin")  # in the project's README
+# In the project's README: whole, and by their comparisons.
+SHOWN = ("small-dev", "small-builtin")
+COMPARED = ("small-ablations", "small-finetune", "small-rte")
 SELECTION_SEED = 100
 ARMS = ("single", "multi", "single->multi")
 TITLES = {
@@ -193,6 +195,30 @@ def study_section(path: Path) -> list[str]:
     ]
 
 
+def comparisons(names: Iterable[str]) -> list[str]:
+    """The comparisons of scores of some studies, a line each."""
+    lines = [
+        "| study | arm | against | difference in points | p | p paired by seed | n |",
+        "| --- | --- | --- | ---: | ---: | ---: | ---: |",
+    ]
+    for name in names:
+        path = RESULTS / name / "report.json"
+        for found in json.loads(path.read_text())["comparisons"] if path.exists() else []:
+            if found["task"] == "score":
+                arms = f"{found['a']} | {found['b']} | {found['difference']:+.1f}"
+                tests = f"{rounded(found)} | {rounded(found['paired'])}"
+                n = ", ".join(map(str, found["n"]))
+                lines.append(f"| {name} | {arms} | {tests} | {n} |")
+    return lines
+
+
+def rounded(test: dict[str, Any] | None) -> str:
+    """Its p after Holm."""
+    if test is None:
+        return "-"
+    return "< 0.0001" if test["p_holm"] < 0.0001 else f"{test['p_holm']:.2g}"
+
+
 def listed(value: str | Iterable[str]) -> str:
     return value if isinstance(value, str) else ", ".join(value)
 
@@ -267,27 +293,45 @@ def filled(text: str, name: str, content: str) -> str:
     return f"{before}{begin}{content}\n{end}{after}"
 
 
+def lined(lines: Iterable[str]) -> str:
+    return "\n".join(lines)
+
+
 def pages() -> dict[Path, str]:
-    found = {name: "\n".join(lines) for name, lines in studies().items()}
-    first = {study: "\n".join(section(study)) for study in ("b", "a")}
+    found = {name: lined(lines) for name, lines in studies().items()}
+    first = {study: lined(section(study)) for study in ("b", "a")}
     others = listed(f"`{name}`" for name in found if name not in SHOWN)
     note = (
         "SST-2, CoLA, MRPC, STS-B and RTE are the official files; MNLI, QNLI and QQP are samples "
         "of theirs, so their numbers are not full GLUE. WNLI is not part of the score."
     )
-    own = "# Results\n\nAll that was run on real data; this page is made by `report.py`."
+    own = (
+        "# Results\n\nAll that was run on real data; this page is made by `report.py`. First the "
+        "comparisons of scores: medians over seeds, p after Holm, n seeds of the arm and of the "
+        "other."
+    )
+    paper = "The paper's other tables (medians, p after Holm, n seeds of the arm and of the other):"
+    tables = f"{paper}\n\n{lined(comparisons(COMPARED))}\n"
     light = "## First light\n\nThe main job before there were studies, by `first-light/run.py`."
     more = f"More studies, {others}, and all seeds: [results](results/README.md)."
-    fast = "\n".join(speed())
-    main = "\n".join(found[name] for name in SHOWN)
+    fast = lined(speed())
+    main = lined(found[name] for name in SHOWN)
     return {
         README: filled(
             filled(README.read_text(), "demo", demo()),
             "results",
-            f"{fast}\n{main}\n{note}\n\n{more}",
+            f"{fast}\n{main}\n{tables}\n{note}\n\n{more}",
         ),
         RESULTS / "README.md": "\n\n".join(
-            text.strip() for text in (own, note, *found.values(), light, *first.values())
+            text.strip()
+            for text in (
+                own,
+                lined(comparisons(found)),
+                note,
+                *found.values(),
+                light,
+                *first.values(),
+            )
         )
         + "\n",
     }
