@@ -167,7 +167,8 @@ def study_section(path: Path) -> list[str]:
     """Scores, verdict and conclusion of a study, from what `outshine study report` wrote."""
     found, name = json.loads(path.read_text()), path.parent.name
     arms, info = found["arms"], found["provenance"]
-    finished = min(arm["score"]["n"] for arm in arms.values() if arm["score"])
+    counts = sorted({arm["score"]["n"] for arm in arms.values() if arm["score"]})
+    finished = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else counts[0]
     lines = [
         f"**Study {name}**: {finished} of the {len(found['seeds'])} seeds of "
         f"`studies/{name}.toml`, with {listed(info['encoder'])}. Median ± standard deviation of "
